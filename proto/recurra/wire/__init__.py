@@ -1,0 +1,1 @@
+"""What both ends of the wire share: the error taxonomy, and tensors to and from numpy."""

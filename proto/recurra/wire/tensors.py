@@ -1,0 +1,81 @@
+"""Tensors to and from numpy, without a copy where the bytes allow it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from recurra.v1 import tensor_pb2
+from recurra.wire.errors import InvalidArgument
+
+Array = NDArray[Any]
+
+_DTYPES: Final[dict[tensor_pb2.DataType.ValueType, np.dtype[Any]]] = {
+    tensor_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
+    tensor_pb2.DATA_TYPE_FLOAT64: np.dtype("<f8"),
+    tensor_pb2.DATA_TYPE_FLOAT16: np.dtype("<f2"),
+    tensor_pb2.DATA_TYPE_INT8: np.dtype("i1"),
+    tensor_pb2.DATA_TYPE_INT16: np.dtype("<i2"),
+    tensor_pb2.DATA_TYPE_INT32: np.dtype("<i4"),
+    tensor_pb2.DATA_TYPE_INT64: np.dtype("<i8"),
+    tensor_pb2.DATA_TYPE_UINT8: np.dtype("u1"),
+    tensor_pb2.DATA_TYPE_UINT16: np.dtype("<u2"),
+    tensor_pb2.DATA_TYPE_UINT32: np.dtype("<u4"),
+    tensor_pb2.DATA_TYPE_UINT64: np.dtype("<u8"),
+    tensor_pb2.DATA_TYPE_BOOL: np.dtype("?"),
+}
+_CODES: Final = {dtype: code for code, dtype in _DTYPES.items()}
+
+
+def code_of(dtype: np.dtype[Any]) -> tensor_pb2.DataType.ValueType:
+    """The wire's code of a numpy dtype. Raises InvalidArgument for one that has none."""
+    try:
+        return _CODES[dtype.newbyteorder("<")]
+    except KeyError:
+        raise InvalidArgument(f"dtype {dtype} is not supported; use one of {', '.join(map(str, _CODES))}") from None
+
+
+def dtype_of(code: tensor_pb2.DataType.ValueType) -> np.dtype[Any]:
+    """The numpy dtype of a wire code. Raises InvalidArgument for an unknown one."""
+    try:
+        return _DTYPES[code]
+    except KeyError:
+        raise InvalidArgument(f"data type {code} is unknown to this server") from None
+
+
+def to_tensor(array: Array, name: str = "") -> tensor_pb2.Tensor:
+    """A message with `array`'s values (one copy). Raises InvalidArgument for an unsupported dtype."""
+    code = code_of(array.dtype)
+    return tensor_pb2.Tensor(
+        name=name, dtype=code, shape=array.shape, data=np.ascontiguousarray(array, _DTYPES[code]).tobytes()
+    )
+
+
+def to_array(tensor: tensor_pb2.Tensor) -> Array:
+    """A read-only view of the message's bytes.
+
+    Raises InvalidArgument for an unknown dtype, a negative size, or bytes that do not fill the shape.
+    """
+    dtype, shape = dtype_of(tensor.dtype), tuple(tensor.shape)
+    if any(size < 0 for size in shape) or prod(shape) * dtype.itemsize != len(tensor.data):
+        raise InvalidArgument(
+            f"tensor '{tensor.name}' has {len(tensor.data)} bytes, but {dtype} of shape {list(shape)} needs "
+            f"{prod(shape) * dtype.itemsize}"
+        )
+    array = np.frombuffer(tensor.data, dtype).reshape(shape)
+    if dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
+        raise InvalidArgument(f"tensor '{tensor.name}' is boolean, but has bytes other than 0 and 1")
+    return array
+
+
+def to_arrays(tensors: Iterable[tensor_pb2.Tensor]) -> dict[str, Array]:
+    """Views by name. Raises InvalidArgument as to_array, and for a name that comes twice."""
+    arrays: dict[str, Array] = {}
+    for tensor in tensors:
+        if tensor.name in arrays:
+            raise InvalidArgument(f"tensor '{tensor.name}' comes twice")
+        arrays[tensor.name] = to_array(tensor)
+    return arrays
