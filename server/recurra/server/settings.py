@@ -1,0 +1,234 @@
+"""The settings of `recurra serve`: one frozen object from flags and RECURRA_* variables; a flag wins."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple, NoReturn, Self
+from urllib.parse import parse_qsl, urlsplit
+
+PREFIX: Final = "RECURRA_"
+EMBEDDED: Final = "embedded"
+
+# Kubernetes gives every pod variables of every service; a service called "recurra" must not stop the server.
+_KUBERNETES: Final = re.compile(PREFIX + r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """The host and the port of "HOST:PORT" ("[::1]:8500" for IPv6). Raises ValueError."""
+    host, colon, port = address.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not (colon and host.strip("[]") and port.isascii() and port.isdecimal()) or (":" in host) != bracketed:
+        raise ValueError(address)
+    if int(port) > 65_535:  # noqa: PLR2004
+        raise ValueError(address)
+    return host[1:-1] if bracketed else host, int(port)
+
+
+def _address(text: str) -> str:
+    split_address(text)
+    return text
+
+
+def _address_or_off(text: str) -> str | None:
+    return None if text == "off" else _address(text)
+
+
+def _folder(text: str) -> Path:
+    path = Path(text)
+    if not text or not path.is_dir():
+        raise ValueError(text)
+    return path
+
+
+def _path(text: str) -> Path:
+    path = Path(text)
+    if not text or (path.exists() and not path.is_dir()):
+        raise ValueError(text)
+    return path
+
+
+def _store(text: str) -> str:
+    if text == EMBEDDED:
+        return text
+    url = urlsplit(text)
+    if url.scheme in {"redis", "rediss"}:
+        # redis-py ignores a path that is no database number; here it is more likely half of an unquoted password.
+        good = bool(url.hostname and url.port != 0 and re.fullmatch(r"/?\d*", url.path))
+    else:
+        good = url.scheme == "unix" and url.path.startswith("/")
+    if not good or url.fragment:
+        raise ValueError
+    return text
+
+
+def _choice(*names: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in names:
+            raise ValueError(text)
+        return text
+
+    return parse
+
+
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        number = int(text)
+        if not least <= number <= most:
+            raise ValueError(text)
+        return number
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(text)
+    return number
+
+
+class _Rule(NamedTuple):
+    """How a setting is read: the text that stands for it where nothing is given, and what it takes, in words."""
+
+    default: str | None
+    parse: Callable[[str], object]
+    takes: str
+    about: str
+
+
+_RULES: Final = {
+    "models": _Rule("./models/repository", _folder, "a folder that exists", "the model repository"),
+    "listen": _Rule("127.0.0.1:8500", _address, "HOST:PORT", "where to serve gRPC; port 0 takes a free one"),
+    "store": _Rule(
+        EMBEDDED, _store, "embedded, or a redis://, rediss:// or unix:// URL", "where the sessions' state is kept"
+    ),
+    "data": _Rule("./data", _path, "a folder, made if it is missing", "the embedded store's folder"),
+    "provider": _Rule("auto", _choice("auto", "cuda", "cpu"), "auto, cuda or cpu", "where models run"),
+    "metrics": _Rule(None, _address_or_off, "HOST:PORT or off", "where to serve Prometheus metrics"),
+    "queue_limit": _Rule(
+        "8192", _whole(1, 1 << 24), "a whole number of operations, 1 to 16777216", "operations waiting per model"
+    ),
+    "slots": _Rule("16384", _whole(1, 1 << 24), "a whole number of sessions, 1 to 16777216", "kept hot per model"),
+    "store_timeout_seconds": _Rule("5.0", _seconds, "seconds above 0", "longest wait for the store's answer"),
+    "max_message_bytes": _Rule(
+        str(64 << 20), _whole(1 << 16, (1 << 31) - 1), "a whole number of bytes, 65536 to 2147483647", "largest message"
+    ),
+    "appendfsync": _Rule(
+        "always", _choice("always", "everysec", "no"), "always, everysec or no", "when the embedded store syncs to disk"
+    ),
+    "log_level": _Rule(
+        "info", _choice("debug", "info", "warning", "error"), "debug, info, warning or error", "least level logged"
+    ),
+    "log_format": _Rule("text", _choice("text", "json"), "text or json", "form of the log"),
+    "drain_seconds": _Rule("10.0", _seconds, "seconds above 0", "longest wait for operations at shutdown"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Settings:
+    """What one server runs with. Every field is the flag of its name and the variable RECURRA_<NAME>.
+
+    `queue_limit` counts operations waiting per model, `slots` sessions kept hot per model; `metrics` is None when off.
+    """
+
+    models: Path
+    listen: str
+    store: str
+    data: Path
+    provider: Literal["auto", "cuda", "cpu"]
+    metrics: str | None
+    queue_limit: int
+    slots: int
+    store_timeout_seconds: float
+    max_message_bytes: int
+    appendfsync: Literal["always", "everysec", "no"]
+    log_level: Literal["debug", "info", "warning", "error"]
+    log_format: Literal["text", "json"]
+    drain_seconds: float
+
+    @classmethod
+    def parse(cls, argv: Sequence[str], environ: Mapping[str, str]) -> Self:
+        """Read flags and variables; exits with status 2 and one line on stderr that names what is wrong."""
+        parser = _parser()
+        flags, rest = parser.parse_known_args(argv)
+        _refuse_unknown(parser, rest, environ)
+        values: dict[str, Any] = {}
+        for name, rule in _RULES.items():
+            flag, variable = _flag(name), PREFIX + name.upper()
+            source, text = f"{flag} ({variable})", rule.default
+            if variable in environ:
+                source, text = variable, environ[variable]
+            if getattr(flags, name) is not None:
+                source, text = flag, getattr(flags, name)
+            try:
+                values[name] = None if text is None else rule.parse(text)
+            except (ValueError, OSError):
+                # The store's URL may hold a password.
+                given = "" if name == "store" else f", not {text!r}"
+                parser.error(f"{source} takes {rule.takes}{given}")
+        return cls(**values)
+
+    def public(self) -> dict[str, str | int | float | None]:
+        """Every setting by name, for the log: without user, password and option values of the store's URL."""
+        plain = {name: getattr(self, name) for name in _RULES}
+        shown = {name: str(value) if isinstance(value, Path) else value for name, value in plain.items()}
+        return shown | {"store": _public_url(self.store)}
+
+    def __repr__(self) -> str:
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.public().items())})"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="recurra serve",
+        description="Serve the models of a repository, with each session's state in a store.",
+        epilog=f"Each setting is also a variable, such as {PREFIX}LISTEN for --listen; the flag wins.",
+        allow_abbrev=False,
+    )
+    for name, rule in _RULES.items():
+        told = f"{rule.about}: {rule.takes} (default {rule.default or 'off'})"
+        parser.add_argument(_flag(name), dest=name, metavar=name.upper(), help=told)
+    return parser
+
+
+def _refuse_unknown(parser: argparse.ArgumentParser, rest: Sequence[str], environ: Mapping[str, str]) -> None:
+    if rest:
+        # Only the flag's name is shown: a value beside it may be a URL with a password.
+        flag = next((text.partition("=")[0] for text in rest if text.startswith("-")), None)
+        if flag is None:
+            parser.error("takes flags only, and got a value without one; see --help")
+        parser.error(f"unknown flag {flag}{_closest(flag, [_flag(name) for name in _RULES])}")
+    variables = [PREFIX + name.upper() for name in _RULES]
+    for variable in sorted(environ):
+        if variable.startswith(PREFIX) and variable not in variables and not _KUBERNETES.fullmatch(variable):
+            parser.error(f"unknown variable {variable}{_closest(variable, variables)}")
+
+
+def _closest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else "; see --help for those there are"
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _public_url(store: str) -> str:
+    if store == EMBEDDED:
+        return store
+    url = urlsplit(store)
+    user, at, host = url.netloc.rpartition("@")
+    options = "&".join(f"{name}=***" for name, _ in parse_qsl(url.query, keep_blank_values=True))
+    shown = f"{url.scheme}://{'***' if user else ''}{at}{host}{url.path}"
+    return f"{shown}?{options}" if options else shown
