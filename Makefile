@@ -1,0 +1,58 @@
+# make demo | test | lint | bench | proto | setup | clean. Everything installs into .venv by itself.
+PYTHON ?= python3
+PYTEST ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PROTOS := $(sort $(wildcard proto/recurra/v1/*.proto))
+STUBS := proto
+
+# Paths of the .proto files that packages bring, and one compiler call: $(call protoc,options)
+packages = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
+protoc = $(BIN)/python -m grpc_tools.protoc -I proto -I "$(packages)" $(1) $(PROTOS)
+stubs = $(call protoc,--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
+	--python_out="$(1)" --grpc_python_out="$(1)" --mypy_out=quiet:"$(1)" --mypy_grpc_out=quiet:"$(1)")
+
+.PHONY: setup demo test lint lint-python lint-proto proto bench clean
+.DELETE_ON_ERROR:
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Recurra needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	@echo "setup: installing into $(VENV) (a minute or two the first time)"
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "setup: on Debian, apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+	@echo "setup: done"
+
+demo: setup
+	@$(BIN)/python -m bench.demo
+
+test: setup
+	$(BIN)/pytest $(PYTEST)
+
+bench: setup
+	$(BIN)/python -m bench
+
+lint: lint-python lint-proto
+
+lint-python: setup
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+# buf's rules, and whether `make proto` would change anything.
+lint-proto: setup
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
+	echo "buf lint" && $(call protoc,--include_imports --descriptor_set_out="$$scratch/image.binpb") && \
+	(cd proto && $(abspath $(BIN))/buf lint "$$scratch/image.binpb" --path recurra/v1) && \
+	echo "stubs are what the .proto files say" && mkdir "$$scratch/stubs" && $(call stubs,$$scratch/stubs) && \
+	for stub in "$$scratch"/stubs/recurra/v1/*; do diff -u "proto/recurra/v1/$${stub##*/}" "$$stub" || { echo "run make proto" >&2; exit 1; }; done
+
+proto: setup
+	$(call stubs,$(STUBS))
+
+clean:
+	rm -rf $(VENV) out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
