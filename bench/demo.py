@@ -142,28 +142,34 @@ def draw(readings: Array, replies: Array, differences: Array) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt  # noqa: PLC0415 - after the choice of a backend that needs no screen
 
-    shown = int(np.ptp(readings[:, :HOURS, 0], axis=1).argmax())
+    day = slice(RESTART_HOUR, RESTART_HOUR + 24)
+    # The session where a state lost in the restart would have shown most.
+    forgetful = offline(readings[:, day])[:, :, 0]
+    shown = int(np.abs(forgetful - replies[:, day, 0]).mean(axis=1).argmax())
     hours = np.arange(1, HOURS + 1)
     figure, (above, below) = plt.subplots(
-        2, 1, figsize=(9, 4.6), sharex=True, height_ratios=[3, 1], layout="constrained"
+        2, 1, figsize=(9, 4.8), sharex=True, height_ratios=[3, 1], layout="constrained"
     )
-    above.plot(hours, readings[shown, 1:, 0], color="#9aa5b1", linewidth=5, label="reading")
-    above.plot(hours, replies[shown, :, 0], color="#c2410c", linewidth=1.4, label="forecast, made one hour before")
-    above.set(ylabel="°C", title=f"One of {SESSIONS} sessions, one reading a call")
-    above.legend(frameon=False, loc="upper left", ncols=2)
-    below.plot(hours, differences, color="#1d4ed8", drawstyle="steps-mid", linewidth=1.2)
-    below.axhline(TOLERANCE, color="#9aa5b1", linestyle=":", linewidth=1)
-    below.text(HOURS, TOLERANCE * 0.93, "allowed", color="#6b7280", ha="right", va="top", fontsize=8)
-    below.set(xlabel="hour", ylabel="°C", ylim=(-TOLERANCE * 0.05, TOLERANCE * 1.15), xlim=(0, HOURS + 1))
-    below.set_title("Largest difference of any session from one offline run", fontsize=9)
+    above.plot(hours, readings[shown, 1:, 0], color="#b8c1cc", linewidth=5, label="reading")
+    above.plot(hours, replies[shown, :, 0], color="#c2410c", linewidth=1.5, label="forecast, made an hour before")
+    label = "had the restart lost the state"
+    above.plot(hours[day], forgetful[shown], color="#1d4ed8", linewidth=1.5, linestyle=(0, (2, 1.5)), label=label)
+    above.set_ylabel("°C")
+    above.set_title(f"One of {SESSIONS} sessions", loc="left", fontsize=11)
+    above.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=9, borderaxespad=0.2)
+    below.plot(hours, differences * 1e6, color="#c2410c", drawstyle="steps-mid", linewidth=1.2)
+    below.axhline(TOLERANCE * 1e6, color="#6b7280", linestyle=":", linewidth=1)
+    below.text(HOURS, TOLERANCE * 0.95e6, "allowed", color="#6b7280", ha="right", va="top", fontsize=9)
+    below.set(xlabel="hour", ylabel="10⁻⁶ °C", xlim=(0, HOURS + 1), ylim=(0, TOLERANCE * 1.2e6))
+    below.set_title("Largest difference of any session from the model run offline", loc="left", fontsize=11)
     for axes in (above, below):
         axes.axvline(RESTART_HOUR + 0.5, color="#111827", linestyle="--", linewidth=1)
         axes.spines[["top", "right"]].set_visible(False)
     low, high = above.get_ylim()
-    above.set_ylim(low, high + (high - low) * 0.18)
+    above.set_ylim(low, high + (high - low) * 0.12)
     above.text(RESTART_HOUR + 2, above.get_ylim()[1], "server and store killed, started again", va="top", fontsize=9)
     PICTURE.parent.mkdir(exist_ok=True)
-    figure.savefig(PICTURE, dpi=110)
+    figure.savefig(PICTURE, dpi=100)
 
 
 def main() -> int:
