@@ -18,6 +18,8 @@ EMBEDDED: Final = "embedded"
 # Kubernetes gives every pod variables of every service; a service called "recurra" must not stop the server.
 _KUBERNETES: Final = re.compile(PREFIX + r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
 
+_CLIENTS: Final = {PREFIX + "ADDRESS"}  # the command line's other half
+
 
 def split_address(address: str) -> tuple[str, int]:
     """The host and the port of "HOST:PORT" ("[::1]:8500" for IPv6). Raises ValueError."""
@@ -211,7 +213,8 @@ def _refuse_unknown(parser: argparse.ArgumentParser, rest: Sequence[str], enviro
         parser.error(f"unknown flag {flag}{_closest(flag, [_flag(name) for name in _RULES])}")
     variables = [PREFIX + name.upper() for name in _RULES]
     for variable in sorted(environ):
-        if variable.startswith(PREFIX) and variable not in variables and not _KUBERNETES.fullmatch(variable):
+        others = variable in _CLIENTS or _KUBERNETES.fullmatch(variable)
+        if variable.startswith(PREFIX) and variable not in variables and not others:
             parser.error(f"unknown variable {variable}{_closest(variable, variables)}")
 
 

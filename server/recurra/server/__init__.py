@@ -1,0 +1,1 @@
+"""The service: settings, the app, its servicers, the engine and the store."""

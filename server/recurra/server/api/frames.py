@@ -1,0 +1,259 @@
+"""StreamPredict: frames of many sessions. Nothing here is done once a session, but binding it and telling its error."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Final, NamedTuple
+
+import grpc.aio
+import numpy as np
+from numpy.typing import NDArray
+
+from recurra.models import Signature
+from recurra.server.api import inputs, operations
+from recurra.server.engine.engine import Engine
+from recurra.server.engine.operation import Block, Kind, Rows
+from recurra.server.served import Served
+from recurra.server.store import record
+from recurra.v1 import inference_pb2
+from recurra.wire.errors import InvalidArgument, Overloaded, RecurraError, to_status
+from recurra.wire.tensors import to_tensor
+
+Array = NDArray[Any]
+
+MAX_HANDLES: Final = 1 << 16
+_MAX_FRAMES: Final = 64  # in flight on one stream; then it is not read on
+
+
+class _Pending(NamedTuple):
+    """A frame on its way: its blocks, each with the rows of the frame that it holds."""
+
+    tag: int
+    rows: int
+    parts: list[tuple[Block, Rows]]
+    refused: RecurraError | None
+
+
+class FrameStream:
+    """One StreamPredict call: the handles bound on it, and its frames in flight."""
+
+    def __init__(self, served: Served, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self._served, self._context = served, context
+        self._engine: Engine | None = None
+        self._slots = np.zeros(MAX_HANDLES, np.intp)  # 0: not bound
+        self._uses = np.zeros(MAX_HANDLES, np.int64)
+        self._names: dict[int, str] = {}
+        self._flying: set[Block] = set()
+        self._done: asyncio.Queue[_Pending | None] = asyncio.Queue()
+        self._room = asyncio.Semaphore(_MAX_FRAMES)
+        self._open = 0  # frames not answered yet
+
+    async def serve(self, requests: AsyncIterator[inference_pb2.StreamPredictRequest]) -> None:
+        """Read until the client is done, answering meanwhile. Raises InvalidArgument for a malformed message."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._write(), name="frames out")
+                async for request in requests:
+                    await self._take(request)
+                self._done.put_nowait(None)
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+        finally:
+            for block in self._flying:
+                self._bound().cancel(block)
+
+    async def _take(self, request: inference_pb2.StreamPredictRequest) -> None:
+        match request.WhichOneof("kind"):
+            case "frame":
+                await self._room.acquire()
+                self._open += 1
+                self._submit(request.frame)
+            case "bind":
+                self._bind(request.bind)
+            case "unbind":
+                self._unbind(request.unbind.handles)
+            case _:
+                raise InvalidArgument("a message with neither bind, unbind nor frame")
+
+    def _bound(self) -> Engine:
+        if self._engine is None:
+            raise InvalidArgument("the first message of a stream is a bind")
+        return self._engine
+
+    def _bind(self, bind: inference_pb2.Bind) -> None:
+        if self._engine is None:
+            self._engine = self._served.engine(bind.model)
+        elif bind.model not in ("", self._engine.model.name):
+            raise InvalidArgument(f"this stream is bound to model '{self._engine.model.name}'")
+        if len(bind.handles) != len(bind.sessions):
+            raise InvalidArgument(f"{len(bind.handles)} handles for {len(bind.sessions)} sessions")
+        bound = set(self._names.values())
+        for handle, name in zip(bind.handles, bind.sessions, strict=True):
+            if handle >= MAX_HANDLES:
+                raise InvalidArgument(f"handle {handle}: handles are below {MAX_HANDLES}")
+            if handle in self._names or name in bound:
+                raise InvalidArgument(f"handle {handle} or session '{name}' is bound already")
+            bound.add(operations.session_name(name))
+            self._names[handle] = name
+            self._find(self._engine, handle)
+
+    def _find(self, engine: Engine, handle: int) -> None:
+        slot = engine.slot(self._names[handle])
+        self._slots[handle], self._uses[handle] = slot, engine.slots.uses[slot]
+
+    def _unbind(self, handles: Any) -> None:
+        for handle in handles:
+            if self._names.pop(handle, None) is None:
+                raise InvalidArgument(f"handle {handle} is not bound")
+            self._slots[handle] = 0
+
+    def _submit(self, frame: inference_pb2.Frame) -> None:
+        """Queue a frame. One that is malformed is refused, session by session; the stream goes on."""
+        engine = self._bound()
+        if not frame.handles or len(frame.handles) % 4:
+            raise InvalidArgument("a frame's handles are N x uint32, N at least 1")
+        rows = len(frame.handles) // 4
+        parts: list[tuple[Block, Rows]] = []
+        try:
+            parts = self._blocks(engine, frame, rows)
+            for block, _ in parts:
+                engine.submit(block)
+        except RecurraError as error:
+            for block, _ in parts:
+                if block.sequence:
+                    engine.cancel(block)
+            self._done.put_nowait(_Pending(frame.tag, rows, [], error))
+            return
+        pending = _Pending(frame.tag, rows, parts, None)
+        left = len(parts)
+
+        def landed(_: asyncio.Future[None]) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                self._flying.difference_update(block for block, _ in parts)
+                self._done.put_nowait(pending)
+
+        for block, _ in parts:
+            self._flying.add(block)
+            block.done.add_done_callback(landed)
+
+    def _blocks(self, engine: Engine, frame: inference_pb2.Frame, rows: int) -> list[tuple[Block, Rows]]:
+        handles = np.frombuffer(frame.handles, "<u4")
+        if handles.max() >= MAX_HANDLES or not self._slots[handles].all():
+            raise InvalidArgument("the frame names a handle that is not bound")
+        if len(np.unique(handles)) != rows:
+            raise InvalidArgument("the frame names a handle twice")
+        operations.known(frame.options)
+        arrays, timesteps = inputs.chunk(engine.model.signature, frame.inputs, rows)
+        options = frame.options
+        sequences = options.return_sequences if options.HasField("return_sequences") else True
+        slots, ids = self._resolve(engine, handles), operations.column(frame.ids, rows, "ids")
+        afters = operations.column(frame.afters or bytes(rows * operations.ID_BYTES), rows, "afters")
+        parts = []
+        for chosen, count in _by_length(engine.model.signature, frame.lengths, rows, timesteps):
+            block = Block(
+                kind=Kind.PREDICT,
+                slots=slots[chosen],
+                ids=ids[chosen],
+                afters=afters[chosen],
+                inputs=_cut(engine.model.signature, arrays, chosen, count, rows),
+                timesteps=count,
+                salt=operations.options_salt(Kind.PREDICT, count, options.return_states, sequences),
+                commit=options.commit if options.HasField("commit") else True,
+                return_states=options.return_states,
+                return_sequences=sequences,
+                create=operations.create(frame.create),
+                ttl_ms=int(engine.model.config.session_ttl * 1000),
+                told_expire_ms=operations.to_ms(frame.expire_time) if frame.HasField("expire_time") else 0,
+                deadline=asyncio.get_running_loop().time() + operations.LONGEST_WAIT_SECONDS,
+            )
+            parts.append((block, chosen))
+        return parts
+
+    def _resolve(self, engine: Engine, handles: Array) -> NDArray[np.intp]:
+        """The sessions' slots; a session that lost its slot meanwhile gets another."""
+        stale = handles[engine.slots.uses[self._slots[handles]] != self._uses[handles]]
+        for handle in stale.tolist():
+            self._find(engine, handle)
+        slots = self._slots[handles]
+        if len(stale) and (engine.slots.uses[slots] != self._uses[handles]).any():
+            raise Overloaded("the frame has more sessions than there are free slots", retry_after=0.1)
+        return slots
+
+    async def _write(self) -> None:
+        """Answer frames as they land; a None means that no more come: stop once all are answered."""
+        ending = False
+        while self._open or not ending:
+            pending = await self._done.get()
+            if pending is None:
+                ending = True
+                continue
+            response = inference_pb2.StreamPredictResponse(frame=_result(self._bound().model.signature, pending))
+            await self._context.write(response)
+            self._open -= 1
+            self._room.release()
+
+
+def _by_length(signature: Signature, lengths: bytes, rows: int, timesteps: int) -> list[tuple[Rows, int]]:
+    """The frame's rows by how many timesteps of each count."""
+    if not lengths:
+        return [(np.arange(rows), timesteps)]
+    counts = np.frombuffer(lengths, "<u4") if len(lengths) == 4 * rows else np.zeros(1, "<u4")
+    if len(counts) != rows or counts.min() < 1 or counts.max() > timesteps:
+        raise InvalidArgument(f"lengths are N x uint32, each from 1 to {timesteps}")
+    sizes = np.unique(counts).tolist()
+    for size in sizes:
+        inputs.allow(signature, size)
+    return [(np.flatnonzero(counts == size), size) for size in sizes]
+
+
+def _cut(signature: Signature, arrays: list[Array], chosen: Rows, count: int, rows: int) -> list[Array]:
+    if len(chosen) == rows:
+        return [a[:, :count] if s.has_time_axis else a for a, s in zip(arrays, signature.inputs, strict=True)]
+    return [a[chosen, :count] if s.has_time_axis else a[chosen] for a, s in zip(arrays, signature.inputs, strict=True)]
+
+
+def _result(signature: Signature, pending: _Pending) -> inference_pb2.FrameResult:
+    result = inference_pb2.FrameResult(tag=pending.tag)
+    if pending.refused is not None:
+        status = to_status(pending.refused)
+        result.errors.extend(inference_pb2.RowError(row=row, status=status) for row in range(pending.rows))
+        return result
+    for block, rows in pending.parts:
+        for row, error in block.errors.items():
+            result.errors.append(inference_pb2.RowError(row=int(rows[row]), status=to_status(error)))
+    answered = [(block, rows) for block, rows in pending.parts if block.headers is not None]
+    if not answered:
+        return result
+    headers = _columns([(b.headers, rows) for b, rows in answered if b.headers is not None], pending.rows)
+    outputs = [
+        _columns([(block.outputs[at], rows) for block, rows in answered], pending.rows)
+        for at in range(len(answered[0][0].outputs))
+    ]
+    states = [
+        _columns([(block.states[at], rows) for block, rows in answered], pending.rows)
+        for at in range(len(answered[0][0].states))
+    ]
+    result.outputs.extend(to_tensor(o, spec.name) for o, spec in zip(outputs, signature.outputs, strict=True))
+    if states:
+        result.states.extend(to_tensor(s, spec.name) for s, spec in zip(states, signature.states, strict=True))
+    result.positions = headers["position"].tobytes()
+    result.incarnations = headers["incarnation"].tobytes()
+    result.created = (headers["flags"] & record.CREATED).astype(np.uint8).tobytes()
+    result.expire_time.CopyFrom(operations.from_ms(int(headers["expire_ms"].max())))
+    return result
+
+
+def _columns(parts: list[tuple[Array, Rows]], rows: int) -> Array:
+    """The frame's column from its blocks' columns; where rows differ in timesteps, padded with zeros."""
+    first = parts[0][0]
+    if len(parts) == 1 and len(first) == rows:
+        return first
+    shape = np.max([array.shape[1:] for array, _ in parts], axis=0) if first.ndim > 1 else ()
+    whole = np.zeros((rows, *(int(size) for size in shape)), first.dtype)
+    for array, chosen in parts:
+        into: Any = (chosen, *map(slice, array.shape[1:]))
+        whole[into] = array
+    return whole

@@ -1,0 +1,98 @@
+"""InferenceService: one session's chunk a call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc.aio
+import numpy as np
+from numpy.typing import NDArray
+
+from recurra.models import Model
+from recurra.server.api import inputs, operations
+from recurra.server.api.frames import FrameStream
+from recurra.server.engine.operation import Block, Kind
+from recurra.server.served import Served
+from recurra.v1 import inference_pb2, inference_pb2_grpc
+from recurra.wire.errors import InvalidArgument
+from recurra.wire.tensors import to_tensor
+
+Array = NDArray[Any]
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Inference(inference_pb2_grpc.InferenceServiceServicer):
+    """Predict and StreamPredict."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+
+    async def Predict(  # noqa: N802
+        self, request: inference_pb2.PredictRequest, context: Context
+    ) -> inference_pb2.PredictResponse:
+        engine = self._served.engine(request.model)
+        model, options = engine.model, request.options
+        operations.known(options)
+        arrays, timesteps = inputs.chunk(model.signature, request.inputs, None)
+        steps = _steps(model, request.mask, timesteps) if request.mask else None
+        if steps is not None:
+            arrays = [
+                array[:, steps] if spec.has_time_axis else array
+                for array, spec in zip(arrays, model.signature.inputs, strict=True)
+            ]
+        slot = engine.slot(operations.session_name(request.session)) if request.session else 0
+        sequences = options.return_sequences if options.HasField("return_sequences") else True
+        block = operations.block(
+            engine,
+            request.operation,
+            slot,
+            kind=Kind.PREDICT,
+            wait_seconds=operations.wait_seconds(context),
+            given=inputs.states(model.signature, request.initial_state),
+            inputs=arrays,
+            timesteps=timesteps if steps is None else len(steps),
+            commit=bool(slot) and (options.commit if options.HasField("commit") else True),
+            return_states=options.return_states,
+            return_sequences=sequences,
+        )
+        await operations.done(engine, block)
+        if steps is not None and sequences:
+            block.outputs = _spread(model, block.outputs, steps, timesteps)
+        return _response(model, request.session, block)
+
+    async def StreamPredict(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override] # noqa: N802
+        await FrameStream(self._served, context).serve(request_iterator)
+
+
+def _response(model: Model, name: str, block: Block) -> inference_pb2.PredictResponse:
+    response = inference_pb2.PredictResponse(
+        outputs=[to_tensor(o[0], s.name) for o, s in zip(block.outputs, model.signature.outputs, strict=True)],
+        duplicate=bool(block.duplicates),
+    )
+    if block.return_states:
+        response.states.extend(
+            to_tensor(state[0], spec.name) for state, spec in zip(block.states, model.signature.states, strict=True)
+        )
+    if name and block.headers is not None:
+        response.session.CopyFrom(operations.session(model, name, block.headers[0]))
+    return response
+
+
+def _steps(model: Model, mask: bytes, timesteps: int) -> NDArray[np.intp]:
+    """The timesteps that a mask leaves."""
+    values = np.frombuffer(mask, np.uint8)
+    if len(values) != timesteps or values.max() > 1:
+        raise InvalidArgument(f"the mask is {timesteps} bytes of 0 or 1 for this chunk")
+    steps = np.flatnonzero(values)
+    inputs.allow(model.signature, len(steps))
+    return steps
+
+
+def _spread(model: Model, outputs: list[Array], steps: NDArray[np.intp], timesteps: int) -> list[Array]:
+    """Outputs over all timesteps: at those passed over the last one again, zeros before any, as Keras does."""
+    last = np.searchsorted(steps, np.arange(timesteps), "right") - 1
+    spread = []
+    for output, spec in zip(outputs, model.signature.outputs, strict=True):
+        whole = output[:, last] * (last >= 0).reshape(-1, *[1] * (output.ndim - 2)) if spec.has_time_axis else output
+        spread.append(whole.astype(output.dtype))
+    return spread

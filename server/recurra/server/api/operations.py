@@ -1,0 +1,167 @@
+"""What a request says about its operation, as a block of the engine; and where a session stands, as a message."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from functools import lru_cache
+from typing import Any, Final
+
+import grpc.aio
+import numpy as np
+from google.protobuf.timestamp_pb2 import Timestamp
+from numpy.typing import NDArray
+
+from recurra.models import Model
+from recurra.server.engine.digest import salt
+from recurra.server.engine.engine import Engine
+from recurra.server.engine.operation import Block, Create, Kind
+from recurra.server.store import record
+from recurra.v1 import inference_pb2, session_pb2
+from recurra.wire.errors import InvalidArgument
+
+Array = NDArray[Any]
+
+ID_BYTES: Final = 16
+LONGEST_WAIT_SECONDS: Final = 300.0  # for calls without a deadline
+_CREATE: Final = {
+    session_pb2.CREATE_UNSPECIFIED: Create.IF_MISSING,
+    session_pb2.CREATE_IF_MISSING: Create.IF_MISSING,
+    session_pb2.CREATE_NEVER: Create.NEVER,
+    session_pb2.CREATE_NEW: Create.NEW,
+}
+_LEAST_TTL_SECONDS, _LONGEST_TTL_SECONDS = 1e-3, 10 * 365 * 86_400
+
+
+def session_name(name: str) -> str:
+    """The name, if it may name a session. Raises InvalidArgument."""
+    if not name:
+        raise InvalidArgument("the session's name is empty")
+    if len(name.encode()) > record.NAME_BYTES:
+        raise InvalidArgument(f"a session's name has at most {record.NAME_BYTES} bytes, not {len(name.encode())}")
+    if not name.isprintable():
+        raise InvalidArgument("a session's name may not hold control characters")
+    return name
+
+
+def column(data: bytes, count: int, name: str) -> NDArray[np.uint64]:
+    """`count` operation ids as (N, 2) uint64. Raises InvalidArgument."""
+    if len(data) != count * ID_BYTES:
+        raise InvalidArgument(f"{name} has {len(data)} bytes; {count} x {ID_BYTES} are needed")
+    return np.frombuffer(data, "<u8").reshape(count, 2)
+
+
+def create(value: session_pb2.Create.ValueType) -> Create:
+    """Raise InvalidArgument for a value this server does not know."""
+    try:
+        return _CREATE[value]
+    except KeyError:
+        raise InvalidArgument(f"create has the unknown value {value}") from None
+
+
+def to_ms(time: Timestamp) -> int:
+    """Milliseconds since the epoch."""
+    return time.seconds * 1000 + time.nanos // 1_000_000
+
+
+def from_ms(milliseconds: int) -> Timestamp:
+    """The other way round."""
+    return Timestamp(seconds=milliseconds // 1000, nanos=milliseconds % 1000 * 1_000_000)
+
+
+@lru_cache(maxsize=1024)
+def options_salt(kind: Kind, timesteps: int, return_states: bool, return_sequences: bool) -> int:  # noqa: FBT001
+    """The digest of all that makes a predict besides its input."""
+    return salt(kind, timesteps, return_states, return_sequences)
+
+
+def known(options: inference_pb2.PredictOptions) -> None:
+    """Raise InvalidArgument for a durability this server does not have."""
+    if options.durability not in (inference_pb2.DURABILITY_UNSPECIFIED, inference_pb2.DURABILITY_COMMITTED):
+        raise InvalidArgument(f"durability {options.durability} is unknown to this server")
+
+
+def block(
+    engine: Engine,
+    operation: session_pb2.Operation,
+    slot: int,
+    *,
+    kind: Kind,
+    wait_seconds: float | None,
+    given: dict[int, Array] | None = None,
+    **more: Any,
+) -> Block:
+    """A block of one operation; `more` goes into it as it is. Raises InvalidArgument."""
+    given = given or {}
+    timesteps, states, sequences = (
+        more.get("timesteps", 0),
+        more.get("return_states", False),
+        more.get("return_sequences", True),
+    )
+    salted = options_salt(kind, timesteps, states, sequences)
+    if given:
+        salted = salt(salted, *(part for index in sorted(given) for part in (index, given[index])))
+    after = operation.after or bytes(ID_BYTES)
+    wait = LONGEST_WAIT_SECONDS if wait_seconds is None else wait_seconds
+    return Block(
+        kind=kind,
+        slots=np.array([slot]),
+        ids=column(operation.id or os.urandom(ID_BYTES), 1, "id"),
+        afters=column(after, 1, "after"),
+        given=given,
+        salt=salted,
+        create=create(operation.create),
+        ttl_ms=_ttl_ms(operation, engine.model),
+        told_expire_ms=to_ms(operation.expire_time) if operation.HasField("expire_time") else 0,
+        deadline=asyncio.get_running_loop().time() + wait,
+        **more,
+    )
+
+
+async def done(engine: Engine, block_: Block) -> None:
+    """Submit a block of one operation and wait until it is done. Raises what it was refused with."""
+    engine.submit(block_)
+    await finished(engine, block_)
+
+
+async def finished(engine: Engine, block_: Block) -> None:
+    """Wait for a block that was submitted. Raises what its first row was refused with."""
+    try:
+        await block_.done
+    except asyncio.CancelledError:
+        engine.cancel(block_)
+        raise
+    if 0 in block_.errors:
+        raise block_.errors[0]
+
+
+def session(model: Model, name: str, header: Array, *, created: bool | None = None) -> session_pb2.Session:
+    """Where a session stands: `header` is one HEADER row. `created` unset: as the header says of the last operation."""
+    position = int(header["position"])
+    return session_pb2.Session(
+        model=model.name,
+        version=model.version,
+        session=name,
+        incarnation=header["incarnation"].tobytes(),
+        position=position,
+        durable_position=position,
+        last_id=header["id"].tobytes(),
+        update_time=from_ms(int(header["update_ms"])),
+        expire_time=from_ms(int(header["expire_ms"])),
+        created=bool(header["flags"] & record.CREATED) if created is None else created,
+    )
+
+
+def wait_seconds(context: grpc.aio.ServicerContext[Any, Any]) -> float | None:
+    """How long the caller will wait yet, if he said so."""
+    remaining: float | None = context.time_remaining()
+    return remaining
+
+
+def _ttl_ms(operation: session_pb2.Operation, model: Model) -> int:
+    if not operation.HasField("ttl"):
+        return int(model.config.session_ttl * 1000)
+    seconds = operation.ttl.seconds + operation.ttl.nanos / 1e9
+    if not _LEAST_TTL_SECONDS <= seconds <= _LONGEST_TTL_SECONDS:
+        raise InvalidArgument(f"a ttl is from 1 ms to 10 years, not {seconds:g} s")
+    return int(seconds * 1000)

@@ -1,0 +1,183 @@
+"""The whole server: store, models, engines and gRPC, started in order and drained in the reverse one."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from recurra import models
+from recurra.server.api.errors import Errors
+from recurra.server.api.inference import Inference
+from recurra.server.api.models import Models
+from recurra.server.api.sessions import Sessions
+from recurra.server.engine.engine import Engine, Limits
+from recurra.server.engine.runner import SlabRunner
+from recurra.server.served import Served
+from recurra.server.settings import EMBEDDED, Settings
+from recurra.server.store.embedded import EmbeddedStore
+from recurra.server.store.sessions import RedisStore
+from recurra.server.telemetry import Log, Metrics
+from recurra.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc, session_pb2, session_pb2_grpc
+from recurra.wire.errors import StoreUnavailable
+
+_SLAB_BYTES: Final = 1 << 30  # per model; sessions beyond it are read from the store again
+_HANDSHAKE_MS: Final = 3_000
+_STREAMS_PER_CONNECTION: Final = 4_096
+_log = Log(__name__)
+
+
+class SystemClock:
+    """Real time."""
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def time(self) -> float:
+        return time.time()
+
+
+async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT; `ready` is told the address.
+
+    Raises OSError, EmbeddedStoreError or StoreUnavailable if it cannot start, and whatever an engine dies of.
+    """
+    loop = asyncio.get_running_loop()
+    ending: asyncio.Future[None] = loop.create_future()
+
+    def end() -> None:
+        if not ending.done():
+            ending.set_result(None)
+
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(sign, end)
+    async with running(settings, ending) as address:
+        ready(address)
+        await ending
+        _log.info("server.stopping", drain_seconds=settings.drain_seconds)
+
+
+@asynccontextmanager
+async def running(settings: Settings, ending: asyncio.Future[None]) -> AsyncIterator[str]:
+    """A server that runs inside the block; gives its address. `ending` fails if the server cannot go on."""
+    async with AsyncExitStack() as stack:
+        metrics = Metrics()
+        if settings.metrics:
+            stack.callback(metrics.serve_metrics(settings.metrics).close)
+        store = await _store(settings, stack, metrics, ending)
+        device = ThreadPoolExecutor(1, thread_name_prefix="device")
+        stack.callback(device.shutdown)
+        served = await _load(settings, store, device, metrics)
+        engines = [_owned(engine.run(), f"engine of {engine.model.name}", ending) for engine in served.engines.values()]
+        stack.push_async_callback(_stop, engines)
+
+        server, statuses = _grpc(settings, served, metrics)
+        port = server.add_insecure_port(settings.listen)
+        await server.start()
+        stack.push_async_callback(_drain, settings, served, server, statuses)
+        address = f"{settings.listen.rpartition(':')[0]}:{port}"
+        _log.info("server.ready", address=address, models=len(served.engines), refused=len(served.refused))
+        yield address
+
+
+async def _store(
+    settings: Settings, stack: AsyncExitStack, metrics: Metrics, ending: asyncio.Future[None]
+) -> RedisStore:
+    url = settings.store
+    if url == EMBEDDED:
+        embedded = await EmbeddedStore.start(settings.data, appendfsync=settings.appendfsync)
+        stack.push_async_callback(embedded.stop)
+        stack.push_async_callback(_stop, [_owned(_lost(embedded), "watch over the store", ending)])
+        url = embedded.url
+    store = RedisStore(url, timeout_seconds=settings.store_timeout_seconds, observe=metrics.observe_store)
+    stack.push_async_callback(store.close)
+    await store.ping()
+    return store
+
+
+async def _lost(embedded: EmbeddedStore) -> None:
+    await embedded.lost.wait()
+    raise StoreUnavailable("the embedded store keeps dying: see valkey.log in its data folder")
+
+
+def _owned(work: Coroutine[Any, Any, None], name: str, ending: asyncio.Future[None]) -> asyncio.Task[None]:
+    """A task without which the server cannot go on."""
+    task = asyncio.create_task(work, name=name)
+
+    def ended(task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not ending.done():
+            _log.error("task.failed", task=name, error=error)
+            ending.set_exception(error)
+
+    task.add_done_callback(ended)
+    return task
+
+
+async def _load(settings: Settings, store: RedisStore, device: ThreadPoolExecutor, metrics: Metrics) -> Served:
+    served = Served()
+    for name, folder in models.find(settings.models).items():
+        began = time.monotonic()
+        try:
+            model = await asyncio.to_thread(models.load, folder, provider=settings.provider)
+        except models.ModelRefused as error:
+            served.refused[name] = str(error)
+            _log.error("model.refused", model=name, error=error)
+            continue
+        slots = max(1, min(settings.slots, _SLAB_BYTES // max(1, model.signature.state_bytes)))
+        runner = SlabRunner(model.signature, model.program, device, slots=slots + 1)
+        limits = Limits(queue=settings.queue_limit, slots=slots)
+        served.engines[name] = Engine(model, runner, store, SystemClock(), metrics.for_model(name), limits=limits)
+        _log.info("model.loaded", model=name, version=model.version, seconds=round(time.monotonic() - began, 3))
+    return served
+
+
+async def _stop(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _grpc(settings: Settings, served: Served, metrics: Metrics) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+    server = grpc.aio.server(
+        interceptors=[Errors(metrics)],
+        options=[
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ("grpc.max_send_message_length", settings.max_message_bytes),
+            ("grpc.max_concurrent_streams", _STREAMS_PER_CONNECTION),
+            ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(Inference(served), server)
+    session_pb2_grpc.add_SessionServiceServicer_to_server(Sessions(served), server)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(Models(served), server)
+    statuses = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(statuses, server)
+    files = (inference_pb2, session_pb2, model_pb2, health_pb2)
+    names = [service.full_name for file in files for service in file.DESCRIPTOR.services_by_name.values()]
+    reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+    return server, statuses
+
+
+async def _drain(
+    settings: Settings, served: Served, server: grpc.aio.Server, statuses: health.aio.HealthServicer
+) -> None:
+    """Fail health first, finish what is queued and in flight, then let go of the connections."""
+    await statuses.enter_graceful_shutdown()
+    stopping = asyncio.create_task(server.stop(settings.drain_seconds))
+    try:
+        async with asyncio.timeout(settings.drain_seconds):
+            await asyncio.gather(*(engine.drain() for engine in served.engines.values()))
+    except TimeoutError:
+        _log.warning("drain.cut", seconds=settings.drain_seconds)
+    await stopping

@@ -1,0 +1,77 @@
+"""A batch: rows of several blocks side by side, as one set of columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recurra.server.engine.digest import digests
+from recurra.server.engine.operation import Block
+from recurra.server.engine.scheduler import Part
+
+Array = NDArray[Any]
+
+
+class Batch:
+    """The columns of N operations of one key; see Block for them.
+
+    Attributes:
+        head: a block that stands for all of them in what the key covers.
+    """
+
+    def __init__(self, parts: list[Part]) -> None:
+        self.parts = parts
+        self.head: Block = parts[0].block
+        self.slots: NDArray[np.intp] = self._join(lambda block: block.slots)
+        self.ids: NDArray[np.uint64] = self._join(lambda block: block.ids)
+        self.inputs: list[Array] = [self._join(_input(at)) for at in range(len(self.head.inputs))]
+        counts = [len(part.rows) for part in parts]
+        self.ttl_ms: NDArray[np.int64] = np.repeat([part.block.ttl_ms for part in parts], counts)
+        self._salts = np.repeat(np.array([part.block.salt for part in parts], np.uint64), counts)
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def digests(self) -> NDArray[np.uint64]:
+        """(N, 2) uint64, of each operation's input and options."""
+        return digests(self.inputs, self._salts)
+
+    def give(self, states: list[Array], batch_axes: list[int]) -> NDArray[np.bool_]:
+        """Put the states that operations bring into `states`, in the graph's layout. Answers (N,) bool: who did."""
+        rebased = np.zeros(len(self), bool)
+        at = 0
+        for block, rows in self.parts:
+            for index, values in block.given.items():
+                chosen = values if len(values) == 1 else values[rows]
+                np.moveaxis(states[index], batch_axes[index], 0)[at : at + len(rows)] = chosen
+                rebased[at : at + len(rows)] = True
+            at += len(rows)
+        return rebased
+
+    def only(self, keep: NDArray[np.bool_]) -> Batch:
+        """The batch of the rows that `keep`, (N,) bool."""
+        parts, at = [], 0
+        for block, rows in self.parts:
+            kept = rows[keep[at : at + len(rows)]]
+            at += len(rows)
+            if len(kept):
+                parts.append(Part(block, kept))
+        return Batch(parts)
+
+    def each(self) -> list[tuple[int, Block, int]]:
+        """(place in the batch, block, row) of every operation: for where columns end, not for the hot path."""
+        return [(at, block, row) for at, (block, row) in enumerate((b, int(r)) for b, rows in self.parts for r in rows)]
+
+    def _join(self, column: Callable[[Block], Array]) -> Array:
+        if len(self.parts) == 1:
+            block, rows = self.parts[0]
+            whole = column(block)
+            return whole if len(rows) == len(whole) else whole[rows]
+        return np.concatenate([column(block)[rows] for block, rows in self.parts])
+
+
+def _input(at: int) -> Callable[[Block], Array]:
+    return lambda block: block.inputs[at]

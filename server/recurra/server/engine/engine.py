@@ -1,0 +1,356 @@
+"""The engine of one model: takes blocks of operations, makes batches, runs them, commits them, answers them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recurra.models import Model
+from recurra.server.engine import reply
+from recurra.server.engine.batch import Batch
+from recurra.server.engine.commits import Commits, Flight
+from recurra.server.engine.digest import digests
+from recurra.server.engine.judge import continues, judge
+from recurra.server.engine.operation import Block, Kind, Rows
+from recurra.server.engine.scheduler import Part, Scheduler
+from recurra.server.engine.seams import Clock, Runner, Step, Store
+from recurra.server.engine.slots import Slots
+from recurra.server.store import record
+from recurra.server.telemetry import Kind as MetricKind
+from recurra.server.telemetry import ModelMetrics
+from recurra.wire.errors import (
+    AlreadyApplied,
+    Contended,
+    DeadlineExceeded,
+    Draining,
+    Overloaded,
+    RecurraError,
+    RunFailed,
+)
+
+Array = NDArray[Any]
+
+_MAX_FLIGHTS: Final = 8  # batches on their way to the store
+_MAX_TRIES: Final = 4
+_KEPT_REPLIES: Final = 4096
+_METRIC_KINDS: Final[dict[Kind, MetricKind]] = {
+    Kind.PREDICT: "predict",
+    Kind.RESET: "reset",
+    Kind.SET: "set_state",
+    Kind.END: "end",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a model may hold. `queue` in operations, `slots` in sessions."""
+
+    queue: int
+    slots: int
+
+
+class Engine:
+    """Serves one model. All methods are called on the event loop; the model runs on the runner's thread.
+
+    An operation's way: submit, (load the session), next batch, admit, run, commit, settle. Answers are in the block.
+    """
+
+    def __init__(
+        self, model: Model, runner: Runner, store: Store, clock: Clock, metrics: ModelMetrics, *, limits: Limits
+    ) -> None:
+        self.model, self._runner, self._store, self._clock = model, runner, store, clock
+        self._metrics, self._limits = metrics, limits
+        self._prefix = record.key_prefix("default", model.name)
+        self._layout = np.frombuffer(model.layout, "<u8")
+        self._axes = [state.batch_axis for state in model.signature.states]
+        self.slots = Slots(limits.slots, self._prefix)
+        self._scheduler = Scheduler(max_batch=model.max_batch, slots=limits.slots + 1)
+        self._commits = Commits(
+            self.slots, store, clock, self._layout, redo=self._redo, settled=self._settled, landed=self._landed
+        )
+        self._replies: OrderedDict[int, bytes] = OrderedDict()  # kept replies, by slot, of records read lately
+        self._sequence = 0
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._busy = 0  # operations that are neither answered nor refused
+        self._draining = False
+
+    # ---- what servicers call
+
+    def slot(self, session: str) -> int:
+        """The session's slot; pinned only once a block holds it. Raises Overloaded."""
+        return self.slots.acquire(record.identity("default", self.model.name, session), session.encode())
+
+    def submit(self, block: Block) -> None:
+        """Queue a block. `block.done` tells when all its rows are answered. Raises Overloaded, Draining."""
+        if self._draining:
+            raise Draining("this replica is shutting down: retry, another one serves")
+        count = len(block.slots)
+        if self._scheduler.queued + count > self._limits.queue:
+            raise Overloaded(
+                f"{self._scheduler.queued} operations wait for model '{self.model.name}' already", retry_after=0.05
+            )
+        self._sequence += 1
+        block.sequence, block.arrival = self._sequence, self._clock.monotonic()
+        self._busy += count
+        self._idle.clear()
+        self.slots.pin(block.slots)
+        self._scheduler.add(block)
+        self._wake.set()
+
+    def cancel(self, block: Block) -> None:
+        """Nobody waits for this block any more: what was not started is not run. What was started goes on."""
+        for part in self._scheduler.withdraw(block):
+            self._refuse(part, DeadlineExceeded("cancelled before it was started"))
+
+    async def look(self, session: str) -> record.Record | None:
+        """The session's record as the store has it. Raises StoreUnavailable, DataLoss."""
+        identity = record.identity("default", self.model.name, session)
+        key = np.frombuffer(record.key(self._prefix, identity), np.uint8)[None]
+        [found] = await self._store.read(key)
+        if isinstance(found, RecurraError):
+            raise found
+        return None if found is None else record.unpack(found, identity)
+
+    async def scan(self, cursor: int, count: int) -> tuple[int, list[tuple[str, Array]]]:
+        """Some live sessions, by name, with their headers, and the next cursor; 0 begins and ends."""
+        following, found = await self._store.scan(self._prefix, cursor, count)
+        sessions = []
+        for _, head in found:
+            if len(head) < record.HEADER.itemsize:
+                continue
+            header = np.frombuffer(head[: record.HEADER.itemsize], record.HEADER)[0]
+            if header["format"] == record.FORMAT and header["kind"] == record.LIVE:
+                name = head[record.HEADER.itemsize :][: int(header["name_bytes"])]
+                sessions.append((name.decode(), header))
+        return following, sessions
+
+    async def drain(self) -> None:
+        """Take nothing new; return once everything queued or in flight is answered."""
+        self._draining = True
+        if self._busy:
+            await self._idle.wait()
+
+    async def run(self) -> None:
+        """Serve until cancelled; then everything unanswered is refused."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._commits.settle(), name=f"commits of {self.model.name}")
+                while True:
+                    await self._turn(tasks)
+        finally:
+            everything = np.arange(len(self.slots.status))
+            for part in self._scheduler.take(everything):
+                self._refuse(part, Draining("this replica was stopped: retry, another one serves"))
+
+    # ---- one turn: load what is cold, run what is ready
+
+    async def _turn(self, tasks: asyncio.TaskGroup) -> None:
+        cold = self.slots.to_load()
+        if len(cold):
+            tasks.create_task(self._load(cold), name=f"load for {self.model.name}")
+        parts, late = self._scheduler.next(self._clock.monotonic(), self.slots.ready)
+        for part in late:
+            self._refuse(part, DeadlineExceeded("its deadline passed in the queue"))
+        admitted = [part for part in map(self._admit, parts) if len(part.rows)]
+        if admitted:
+            await self._step(Batch(admitted))
+            while len(self._commits) >= _MAX_FLIGHTS:
+                self._wake.clear()
+                await self._wake.wait()
+        elif not parts:
+            self._wake.clear()
+            await self._wake.wait()
+
+    async def _load(self, slots: Rows) -> None:
+        """Read these sessions from the store into their slots."""
+        began, asked = self._clock.monotonic(), self._sequence + 1
+        self._sequence = asked
+        try:
+            found = await self._store.read(self.slots.keys[slots])
+        except RecurraError as error:
+            found = [error] * len(slots)
+        self._metrics.observe_stage("load", self._clock.monotonic() - began)
+        heads = np.zeros(len(slots), record.HEADER)
+        states = self._runner.to_bytes(self._runner.gather(np.zeros(len(slots), np.intp)))
+        good = np.ones(len(slots), bool)
+        for place, (slot, answer) in enumerate(zip(slots.tolist(), found, strict=True)):
+            try:
+                if isinstance(answer, RecurraError):
+                    raise answer
+                if answer is None:
+                    self._keep(slot, b"")
+                    continue
+                read = record.unpack(answer, self.slots.identity(slot))
+            except RecurraError as error:
+                good[place] = False
+                self.slots.give_up(np.array([slot]))
+                for part in self._scheduler.take(np.array([slot])):
+                    self._refuse(part, error)
+                continue
+            heads[place] = read.header[0]
+            if len(read.state) == states.shape[1]:  # of another layout, or ended: judge has the word
+                states[place] = np.frombuffer(read.state, np.uint8)
+            self._keep(slot, read.reply)
+        if good.any():
+            self._runner.scatter(slots[good], self._runner.from_bytes(states[good]))
+            self.slots.install(slots[good], heads[good])
+            self.slots.read_at[slots[good]] = asked
+        self._wake.set()
+
+    def _keep(self, slot: int, kept: bytes) -> None:
+        self._replies[slot] = kept
+        self._replies.move_to_end(slot)
+        if len(self._replies) > _KEPT_REPLIES:
+            self._replies.popitem(last=False)
+
+    # ---- admit: only what continues its session is run
+
+    def _admit(self, part: Part) -> Part:
+        block, rows = part
+        if block.stateless:
+            return part
+        slots = block.slots[rows]
+        fits = continues(block, rows, self.slots.headers[slots], self._layout)
+        if (
+            not block.commit
+        ):  # no compare-and-set will tell whether the slot is up to date, so it must be fresh or named
+            fits &= block.afters[rows].any(1) | (self.slots.read_at[slots] > block.sequence)
+        if not fits.all():
+            for row in rows[~fits].tolist():
+                self._decide(block, row)
+        return Part(block, rows[fits])
+
+    def _decide(self, block: Block, row: int) -> None:
+        """One operation does not continue what is in its slot: answer it from the store's word, or ask for that."""
+        rows, slot = np.array([row]), int(block.slots[row])
+        if self.slots.read_at[slot] <= block.sequence or slot not in self._replies:
+            self.slots.give_up(rows * 0 + slot)
+            self._redo(block, rows)
+            return
+        head = self.slots.headers[slot]
+        digest = digests([array[row : row + 1] for array in block.inputs], np.array([block.salt], np.uint64))[0]
+        error = judge(block, row, head, self._layout, digest=digest, now_ms=int(self._clock.time() * 1000))
+        if error is None and not (head["id"] == block.ids[row]).all():
+            self.slots.give_up(rows * 0 + slot)
+            self._redo(block, rows)
+            return
+        if error is None and head["flags"] & record.REPLY_DROPPED:
+            error = AlreadyApplied(
+                "the operation was applied before, and its reply was too large to keep", position=str(head["position"])
+            )
+        if error is not None:
+            self._refuse(Part(block, rows), error)
+            return
+        self._repeat(block, row, head, self._replies[slot])
+
+    def _repeat(self, block: Block, row: int, head: Array, kept: bytes) -> None:
+        """Answer a duplicate with the reply that was kept."""
+        signature = self.model.signature
+        outputs = [spec.dtype for spec in signature.outputs if block.kind is Kind.PREDICT]
+        states = [spec.dtype for spec in signature.states if block.return_states]
+        tensors = reply.unpack(kept, outputs + states)
+        block.duplicates.add(row)
+        block.answer(np.array([row]), tensors[: len(outputs)], tensors[len(outputs) :], head[None])
+        self._settled(block, np.array([row]))
+
+    # ---- run and commit
+
+    async def _step(self, batch: Batch) -> None:
+        states = self._runner.gather(batch.slots)
+        rebased = batch.give(states, self._axes)
+        began = self._clock.monotonic()
+        if batch.head.kind is Kind.PREDICT:
+            self._metrics.observe_stage("queue", began - batch.head.arrival)
+            try:
+                step = await self._runner.run(batch.inputs, states)
+            except Exception as error:  # noqa: BLE001 # whatever the runtime raises is this batch's, not the server's
+                await self._step_alone(batch, error)
+                return
+            self._metrics.observe_stage("run", self._clock.monotonic() - began)
+            self._metrics.observe_batch(len(batch))
+            self._metrics.count_timesteps(len(batch) * batch.head.timesteps)
+        else:
+            step = Step([], states)
+        finite = self._finite(step.states, len(batch))
+        if not finite.all():
+            await self._step_alone(batch, FloatingPointError("the new state is not finite"))
+            return
+        try:
+            self._finish(batch, step, rebased)
+        except Exception as error:  # noqa: BLE001 # outputs that do not fit together are this batch's fault, not the server's
+            self.slots.give_up(batch.slots)
+            for part in batch.parts:
+                self._refuse(part, RunFailed(f"the model's outputs could not be kept: {error}"))
+
+    async def _step_alone(self, batch: Batch, error: Exception) -> None:
+        """A batch failed: each operation alone, so that only the bad ones fail."""
+        if len(batch) == 1:
+            self._refuse(
+                batch.parts[0], RunFailed(f"the model failed on this input: {error}; no timestep was consumed")
+            )
+            return
+        for place in range(len(batch)):
+            await self._step(batch.only(np.arange(len(batch)) == place))
+
+    def _finish(self, batch: Batch, step: Step, rebased: NDArray[np.bool_]) -> None:
+        began = self._clock.monotonic()
+        head, specs = batch.head, self.model.signature.outputs
+        outputs = step.outputs
+        if not head.return_sequences:
+            outputs = [
+                array[:, -1] if spec.has_time_axis else array for array, spec in zip(outputs, specs, strict=True)
+            ]
+        states = [np.moveaxis(s, axis, 0) for s, axis in zip(step.states, self._axes, strict=True)]
+        told = states if head.return_states else []
+        if head.commit:
+            self._metrics.count_operations(_METRIC_KINDS[head.kind], len(batch))
+            self._runner.scatter(batch.slots, step.states)
+            self._commits.send(batch, outputs, told, self._runner.to_bytes(step.states), rebased)
+            if head.kind is Kind.END:  # what comes next under this name starts fresh
+                fresh = np.zeros(len(batch), np.intp)
+                self._runner.scatter(batch.slots, self._runner.gather(fresh))
+        else:
+            self._commits.hold(batch, outputs, told, rebased)
+        self._metrics.observe_stage("pack", self._clock.monotonic() - began)
+
+    @staticmethod
+    def _finite(states: list[Array], rows: int) -> NDArray[np.bool_]:
+        if all(state.dtype.kind != "f" or np.isfinite(state).all() for state in states):
+            return np.ones(rows, bool)
+        return np.zeros(rows, bool)
+
+    # ---- the end of an operation
+
+    def _redo(self, block: Block, rows: Rows) -> None:
+        """Decide these rows anew, from what the store says."""
+        block.tries[rows] += 1
+        for row in rows[block.tries[rows] > _MAX_TRIES].tolist():
+            error = Contended("others kept writing the session; safe to retry", retry_after=0.05)
+            self._refuse(Part(block, np.array([row])), error)
+        rows = rows[block.tries[rows] <= _MAX_TRIES]
+        if len(rows):
+            self._scheduler.put_back(block, rows)
+            self._wake.set()
+
+    def _refuse(self, part: Part, error: RecurraError) -> None:
+        for row in part.rows.tolist():
+            part.block.refuse(row, error)
+        self._settled(*part)
+
+    def _landed(self, flight: Flight) -> None:
+        self._metrics.set_queue(self._scheduler.queued)
+        self._metrics.set_live_sessions(len(self.slots))
+        self._metrics.observe_stage("commit", self._clock.monotonic() - flight.started)
+        self._wake.set()
+
+    def _settled(self, block: Block, rows: Rows) -> None:
+        self.slots.unpin(block.slots[rows])
+        self._busy -= len(rows)
+        if not self._busy:
+            self._idle.set()

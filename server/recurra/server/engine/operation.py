@@ -1,0 +1,124 @@
+"""Operations on their way through the engine: a block is the columns of many, of one kind and shape."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recurra.wire.errors import RecurraError
+
+Array = NDArray[Any]
+Rows = NDArray[np.intp]
+
+
+class Kind(IntEnum):
+    """What an operation does; kept in the record, so numbers stay."""
+
+    PREDICT = 1
+    RESET = 2
+    SET = 3
+    END = 4
+
+
+class Create(IntEnum):
+    """What an operation may do about a session that is not there."""
+
+    IF_MISSING = 1
+    NEVER = 2
+    NEW = 3
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Block:
+    """N operations, each of another session, and what became of them.
+
+    Attributes:
+        slots: (N,) slots of the sessions; all 0 for a stateless predict.
+        ids, afters: (N, 2) uint64; an `after` of zeros continues whatever is there.
+        inputs: in the signature's order, (N, T, ...) or (N, ...); empty unless it predicts.
+        timesteps: T.
+        whole: a reset of all states, whatever they are now.
+        given: states by index in the signature that replace the session's before the run, (N, ...) or (1, ...).
+        salt: digest of all that is not in `inputs`.
+        commit: whether the session changes.
+        told_expire_ms: the expiry that the client was last told, 0 for none.
+        deadline, sequence: monotonic seconds; order of arrival, given by the engine.
+        waiting: rows that are still to be started, ascending.
+        tries: (N,) how often a row was decided anew.
+        done: resolved once no row is pending.
+    """
+
+    kind: Kind
+    slots: Rows
+    ids: NDArray[np.uint64]
+    afters: NDArray[np.uint64]
+    inputs: list[Array] = field(default_factory=list)
+    timesteps: int = 0
+    given: dict[int, Array] = field(default_factory=dict)
+    whole: bool = False
+    salt: int = 0
+    commit: bool = True
+    return_states: bool = False
+    return_sequences: bool = True
+    create: Create = Create.IF_MISSING
+    ttl_ms: int
+    told_expire_ms: int = 0
+    deadline: float
+    sequence: int = 0
+    arrival: float = 0.0
+    waiting: Rows = field(init=False)
+    tries: NDArray[np.uint8] = field(init=False)
+    pending: int = field(init=False)
+    done: asyncio.Future[None] = field(init=False)
+    outputs: list[Array] = field(default_factory=list)
+    states: list[Array] = field(default_factory=list)
+    headers: Array | None = None
+    duplicates: set[int] = field(default_factory=set)
+    errors: dict[int, RecurraError] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        count = len(self.slots)
+        self.waiting, self.pending = np.arange(count), count
+        self.tries = np.zeros(count, np.uint8)
+        self.done = asyncio.get_running_loop().create_future()
+
+    @property
+    def stateless(self) -> bool:
+        """Whether no session is involved."""
+        return not self.slots[0]
+
+    @property
+    def key(self) -> Hashable:
+        """Blocks of one key can be run in one batch."""
+        shapes = tuple(array.shape[1:] for array in self.inputs)
+        return self.kind, self.commit, self.timesteps, shapes, self.return_sequences, self.return_states
+
+    def answer(self, rows: Rows, outputs: list[Array], states: list[Array], headers: Array) -> None:
+        """Rows are done: their outputs and states (each (rows, ...)) and the headers that stand after them."""
+        if len(rows) == len(self.slots):
+            self.outputs, self.states, self.headers = outputs, states, headers
+        else:
+            if self.headers is None:
+                self.headers = np.zeros(len(self.slots), headers.dtype)
+                self.outputs = [np.zeros((len(self.slots), *o.shape[1:]), o.dtype) for o in outputs]
+                self.states = [np.zeros((len(self.slots), *s.shape[1:]), s.dtype) for s in states]
+            self.headers[rows] = headers
+            for mine, new in zip(self.outputs + self.states, outputs + states, strict=True):
+                mine[rows] = new
+        self._settle(len(rows))
+
+    def refuse(self, row: int, error: RecurraError) -> None:
+        """One row has failed."""
+        self.errors[row] = error
+        self._settle(1)
+
+    def _settle(self, rows: int) -> None:
+        self.pending -= rows
+        if not self.pending and not self.done.done():
+            self.done.set_result(None)

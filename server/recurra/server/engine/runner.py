@@ -1,0 +1,55 @@
+"""The runner on host memory: numpy slabs for the states, the model's program for the run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recurra.models import Program, Signature
+from recurra.server.engine.seams import Step
+
+Array = NDArray[Any]
+
+
+class SlabRunner:
+    """One slab a state, in the graph's own layout with slots along the batch axis: a gather is ready to be run."""
+
+    def __init__(self, signature: Signature, program: Program, device: ThreadPoolExecutor, *, slots: int) -> None:
+        """`device`: the one thread that runs models on this device."""
+        self._states, self._program, self._device = signature.states, program, device
+        self._slabs = [
+            np.zeros((*s.shape[: s.batch_axis], slots, *s.shape[s.batch_axis :]), s.dtype) for s in self._states
+        ]
+        fresh = [np.expand_dims(state.fresh, state.batch_axis) for state in self._states]
+        self.scatter(np.zeros(1, np.intp), fresh)
+
+    def gather(self, slots: Array) -> list[Array]:
+        return [slab.take(slots, s.batch_axis) for slab, s in zip(self._slabs, self._states, strict=True)]
+
+    def scatter(self, slots: Array, states: Sequence[Array]) -> None:
+        for slab, state, spec in zip(self._slabs, states, self._states, strict=True):
+            slab[(slice(None),) * spec.batch_axis + (slots,)] = state
+
+    async def run(self, inputs: Sequence[Array], states: Sequence[Array]) -> Step:
+        loop = asyncio.get_running_loop()
+        return Step(*await loop.run_in_executor(self._device, self._program.run, inputs, states))
+
+    def to_bytes(self, states: Sequence[Array]) -> NDArray[np.uint8]:
+        columns = []
+        for state, spec in zip(states, self._states, strict=True):
+            rows = np.ascontiguousarray(np.moveaxis(state, spec.batch_axis, 0))
+            columns.append(rows.reshape(len(rows), -1).view(np.uint8))
+        return np.concatenate(columns, axis=1)
+
+    def from_bytes(self, rows: NDArray[np.uint8]) -> list[Array]:
+        states, at = [], 0
+        for spec in self._states:
+            flat = np.ascontiguousarray(rows[:, at : at + spec.nbytes]).view(spec.dtype)
+            states.append(np.moveaxis(flat.reshape(len(rows), *spec.shape), 0, spec.batch_axis))
+            at += spec.nbytes
+        return states

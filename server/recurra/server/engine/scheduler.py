@@ -1,0 +1,104 @@
+"""The queue of one model, and which operations the next batch holds. Pure: no clock, no I/O, no waiting."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Hashable
+from operator import attrgetter
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recurra.server.engine.operation import Block, Rows
+
+_SCAN_BATCHES = 4  # how many batches' worth of blocks are looked at for one batch
+
+
+class Part(NamedTuple):
+    """Rows of one block, in a batch."""
+
+    block: Block
+    rows: Rows
+
+
+class Scheduler:
+    """Blocks in order of arrival.
+
+    Invariants: a session has at most one operation in a batch, and its operations start in order of arrival: none
+    starts while an earlier one of the same session waits.
+    """
+
+    def __init__(self, *, max_batch: int, slots: int) -> None:
+        self._max_batch = max_batch
+        self._blocks: list[Block] = []
+        self._seen = np.zeros(slots, bool)
+        self.queued = 0  # operations
+
+    def add(self, block: Block) -> None:
+        """Queue all rows of a new block."""
+        self.queued += len(block.waiting)
+        self._blocks.append(block)
+
+    def put_back(self, block: Block, rows: Rows) -> None:
+        """Queue rows again that were started and are to be decided anew, in their old place."""
+        self.queued += len(rows)
+        if not len(block.waiting):
+            insort(self._blocks, block, key=attrgetter("sequence"))
+        block.waiting = np.sort(np.concatenate((block.waiting, rows)))
+
+    def next(self, now: float, ready: NDArray[np.bool_]) -> tuple[list[Part], list[Part]]:
+        """Take the next batch: blocks of one key, oldest first, rows whose slot is `ready` ((slots,) bool).
+
+        Also answers what it came across that is past its deadline, taken out of the queue too.
+        """
+        parts: list[Part] = []
+        late: list[Part] = []
+        key: Hashable = None
+        room, scanned, seen = self._max_batch, 0, self._seen
+        for block in self._blocks[: self._max_batch * _SCAN_BATCHES]:
+            scanned += 1
+            if block.deadline <= now:
+                late.append(self._take(block, block.waiting))
+                continue
+            slots = block.slots[block.waiting]
+            free = ready[slots] & ~seen[slots]
+            seen[slots] = True
+            seen[0] = False  # stateless
+            if parts and block.key != key:
+                continue
+            rows = block.waiting[free][:room]
+            if not len(rows):
+                continue
+            key = key if parts else block.key
+            parts.append(self._take(block, rows))
+            room -= len(rows)
+            if not room:
+                break
+        for block in self._blocks[:scanned]:
+            seen[block.slots] = False
+        self._blocks[:scanned] = [block for block in self._blocks[:scanned] if len(block.waiting)]
+        return parts, late
+
+    def withdraw(self, block: Block) -> list[Part]:
+        """Take out what of `block` was not started."""
+        if block not in self._blocks:
+            return []
+        self._blocks.remove(block)
+        return [self._take(block, block.waiting)]
+
+    def take(self, slots: Rows) -> list[Part]:
+        """Take out all operations of the sessions in `slots`."""
+        parts = []
+        for block in self._blocks:
+            rows = block.waiting[np.isin(block.slots[block.waiting], slots)]
+            if len(rows):
+                parts.append(self._take(block, rows))
+        self._blocks = [block for block in self._blocks if len(block.waiting)]
+        return parts
+
+    def _take(self, block: Block, rows: Rows) -> Part:
+        whole = len(rows) == len(block.waiting)
+        block.waiting = rows[:0] if whole else np.setdiff1d(block.waiting, rows, assume_unique=True)
+        self.queued -= len(rows)
+        return Part(block, rows)

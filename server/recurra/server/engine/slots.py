@@ -1,0 +1,131 @@
+"""Which session is in which slot, and where it stands there. Columns by slot; rows change hands, never shape."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recurra.server.store import record
+from recurra.wire.errors import Overloaded
+
+Array = NDArray[Any]
+
+COLD, LOADING, HOT = 0, 1, 2
+_EVICT_SHARE: Final = 16  # one slot in so many is freed at once, so that looking for the oldest is rare
+
+
+class Slots:
+    """The sessions in memory. Slot 0 is nobody's: the fresh state, for stateless operations.
+
+    A session keeps its slot while operations of it are queued, or commits in flight. HOT: header and state in the slot
+    are what the session's last operation here left, which the store may not have yet, or which another replica may have
+    passed since: only a commit tells.
+
+    Attributes:
+        headers: (slots,) record.HEADER; zeros for a session that does not exist.
+        identities: (slots, 2) uint64, and so name_bytes, (slots,).
+        keys: (slots, K) uint8, in the store.
+        names: (slots, NAME_BYTES) uint8.
+        status: (slots,) COLD, LOADING or HOT.
+        ready: (slots,) bool, HOT; what the scheduler asks.
+        pins: (slots,) operations queued, running or in flight.
+        epoch: (slots,) counts how often what is in the slot was given up.
+        read_at: (slots,) the engine's sequence number when what is in the slot was asked of the store; 0 once changed.
+        uses: (slots,) how often the slot was given to another session: a (slot, uses) pair names a session.
+    """
+
+    def __init__(self, count: int, prefix: bytes) -> None:
+        """`count` sessions; `prefix`: what their keys start with."""
+        count += 1
+        self.headers = np.zeros(count, record.HEADER)
+        self.identities = np.zeros((count, 2), np.uint64)
+        self.name_bytes = np.zeros(count, np.uint16)
+        self.keys = np.zeros((count, len(record.key(prefix, bytes(16)))), np.uint8)
+        self.names = np.zeros((count, record.NAME_BYTES), np.uint8)
+        self.status = np.zeros(count, np.uint8)
+        self.ready = np.zeros(count, bool)
+        self.pins = np.zeros(count, np.int64)
+        self.epoch = np.zeros(count, np.int64)
+        self.read_at = np.zeros(count, np.int64)
+        self.uses = np.zeros(count, np.int64)
+        self._used = np.zeros(count, np.int64)
+        self._tick = 0
+        self._prefix = prefix
+        self._of: dict[bytes, int] = {}
+        self._free = list(range(count - 1, 0, -1))
+        self._wanted: list[Array] = []
+        self.ready[0], self.status[0] = True, HOT
+
+    def __len__(self) -> int:
+        """How many sessions are in slots."""
+        return len(self._of)
+
+    def acquire(self, identity: bytes, name: bytes) -> int:
+        """The session's slot. Raises Overloaded when all slots are busy."""
+        slot = self._of.get(identity)
+        if slot is not None:
+            return slot
+        if not self._free:
+            self._evict()
+        slot = self._free.pop()
+        self._of[identity] = slot
+        self.identities[slot], self.name_bytes[slot] = np.frombuffer(identity, "<u8"), len(name)
+        self.keys[slot] = np.frombuffer(record.key(self._prefix, identity), np.uint8)
+        self.names[slot] = np.frombuffer(name.ljust(record.NAME_BYTES, b"\0"), np.uint8)
+        self.read_at[slot] = 0
+        self.uses[slot] += 1
+        self._touch(slot)
+        return slot
+
+    def identity(self, slot: int) -> bytes:
+        name: bytes = self.identities[slot].tobytes()
+        return name
+
+    def pin(self, slots: Array) -> None:
+        """Operations of these sessions (each once) have come; to be unpinned one by one."""
+        self.pins[slots] += 1
+        self._touch(slots)
+        if not self.ready[slots].all():
+            self._wanted.append(slots)
+
+    def unpin(self, slots: Array) -> None:
+        self.pins[slots] -= 1
+
+    def give_up(self, slots: Array) -> None:
+        """What is in these slots is not to be used any more."""
+        self.status[slots], self.ready[slots] = COLD, False
+        self.epoch[slots] += 1
+        self._wanted.append(slots)
+
+    def to_load(self) -> Array:
+        """The slots that operations wait for and nobody loads yet; they are LOADING from now on."""
+        if not self._wanted:
+            return np.empty(0, np.intp)
+        slots = np.unique(np.concatenate(self._wanted))
+        self._wanted.clear()
+        cold: Array = slots[(self.status[slots] == COLD) & (self.pins[slots] > 0)]
+        self.status[cold] = LOADING
+        return cold
+
+    def install(self, slots: Array, headers: Array) -> None:
+        """The store was read: the sessions stand at `headers`, (N,) HEADER."""
+        self.headers[slots] = headers
+        self.status[slots], self.ready[slots] = HOT, True
+
+    def _touch(self, slots: Array | int) -> None:
+        self._tick += 1
+        self._used[slots] = self._tick
+
+    def _evict(self) -> None:
+        idle = np.flatnonzero((self.pins[1:] == 0) & (self.status[1:] != LOADING)) + 1
+        if not len(idle):
+            raise Overloaded(
+                "every slot is in use by waiting operations; retry later or raise --slots", retry_after=0.1
+            )
+        oldest = idle[np.argsort(self._used[idle])[: max(1, len(self.status) // _EVICT_SHARE)]]
+        self.give_up(oldest)
+        for slot in oldest.tolist():
+            del self._of[self.identity(slot)]
+            self._free.append(slot)

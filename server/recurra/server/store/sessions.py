@@ -1,0 +1,109 @@
+"""The store of sessions: commits, reads and scans of records, in Redis or Valkey."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+from hiredis import ReplyError
+from numpy.typing import NDArray
+
+from recurra.server.store import commit
+from recurra.server.store.pipe import Pipe
+from recurra.server.store.record import HEADER, NAME_BYTES
+from recurra.wire.errors import DataLoss, RecurraError, StoreFull, StoreUnavailable
+
+Array = NDArray[Any]
+CommitReply = int | bytes | RecurraError
+
+_LOAD_SCRIPT: Final = (b"SCRIPT", b"LOAD", commit.SCRIPT)
+
+
+class RedisStore:
+    """Records by key. One ordered pipe, so a read sees every commit that was sent before it."""
+
+    def __init__(self, url: str, *, timeout_seconds: float, observe: Callable[[str, float], None]) -> None:
+        """`url`: redis://, rediss:// or unix://, with user and password if any. `observe`: told command, seconds."""
+        self._observe = observe
+        self._pipe = Pipe(url, timeout_seconds=timeout_seconds, opening=_LOAD_SCRIPT)
+
+    async def commit(self, keys: Array, expected: Array, records: Array, ttl_ms: Array) -> list[CommitReply]:
+        """Put each record in the place of the one with the expected header. One round trip.
+
+        Args:
+            keys: (N, K) uint8.
+            expected: (N,) HEADER, what must be there; zeros: nothing.
+            records: (N, R) uint8.
+            ttl_ms: (N,) int64.
+
+        Returns:
+            For each session commit.APPLIED, DUPLICATE (it was there already) or MISSING, the header that is there
+            instead, or the error of this session alone.
+
+        Raises:
+            StoreUnavailable: no answer in time; unknown which were applied.
+        """
+        wire = commit.commands(keys, expected, records, ttl_ms)
+        began = time.perf_counter()
+        replies = await self._pipe.send(memoryview(wire).cast("B"), len(wire))
+        self._observe("commit", time.perf_counter() - began)
+        if replies.count(commit.APPLIED) == len(replies):
+            return replies
+        return await self._mend(wire, replies)
+
+    async def read(self, keys: Array) -> list[bytes | RecurraError | None]:
+        """The records at `keys`, (N, K) uint8; None where nothing is. Raises StoreUnavailable."""
+        wire = commit.reads(keys)
+        began = time.perf_counter()
+        replies = await self._pipe.send(memoryview(wire).cast("B"), len(wire))
+        self._observe("read", time.perf_counter() - began)
+        return [_told(reply) for reply in replies]
+
+    async def scan(self, prefix: bytes, cursor: int, count: int) -> tuple[int, list[tuple[bytes, bytes]]]:
+        """Some keys that start with `prefix`, each with the start of its record (header and name), and the next cursor.
+
+        0 begins and ends. Raises StoreUnavailable.
+        """
+        [found] = await self._pipe.command("SCAN", cursor, "MATCH", prefix + b"*", "COUNT", count)
+        if isinstance(found, ReplyError):
+            raise _told(found)
+        following, keys = found
+        if not keys:
+            return int(following), []
+        reads = [self._pipe.command("GETRANGE", key, 0, HEADER.itemsize + NAME_BYTES - 1) for key in keys]
+        heads = [(await reply)[0] for reply in reads]
+        return int(following), [(key, head) for key, head in zip(keys, heads, strict=True) if isinstance(head, bytes)]
+
+    async def ping(self) -> None:
+        """Raise StoreUnavailable unless the store answers."""
+        [reply] = await self._pipe.command("PING")
+        if isinstance(reply, ReplyError):
+            raise _told(reply)
+
+    async def close(self) -> None:
+        await self._pipe.close()
+
+    async def _mend(self, wire: NDArray[np.uint8], replies: list[Any]) -> list[CommitReply]:
+        """Send again what the store could not run because it had lost the script (SCRIPT FLUSH, a new primary)."""
+        lost = [row for row, reply in enumerate(replies) if isinstance(reply, ReplyError) and "NOSCRIPT" in str(reply)]
+        if lost:
+            loading = self._pipe.command(*_LOAD_SCRIPT)
+            again = await self._pipe.send(memoryview(wire[lost]).cast("B"), len(lost))
+            await loading
+            for row, reply in zip(lost, again, strict=True):
+                replies[row] = reply
+        return [_told(reply) for reply in replies]
+
+
+def _told(reply: Any) -> Any:
+    """The reply, or, for an error reply, what it means for this session."""
+    if not isinstance(reply, ReplyError):
+        return reply
+    text = str(reply)
+    if "OOM" in text:
+        return StoreFull("the store has no memory left; the session is as it was: give the store more memory")
+    if "WRONGTYPE" in text:
+        return DataLoss("something else than a session's record is at its key in the store")
+    return StoreUnavailable(f"the store refused: {text}; safe to retry")
