@@ -1,1 +1,21 @@
 """What makes a model servable: its signature and state pairs, the lift, the self-test, and running it."""
+
+from recurra.models.config import ModelConfig
+from recurra.models.program import Program
+from recurra.models.refusal import ModelRefused
+from recurra.models.repository import Model, find, load
+from recurra.models.selftest import SelfTest
+from recurra.models.signature import Signature, StateSpec, TensorSpec
+
+__all__ = [
+    "Model",
+    "ModelConfig",
+    "ModelRefused",
+    "Program",
+    "SelfTest",
+    "Signature",
+    "StateSpec",
+    "TensorSpec",
+    "find",
+    "load",
+]

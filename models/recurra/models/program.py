@@ -1,0 +1,113 @@
+"""A model that runs: callers' arrays in, one or more calls of the graph, callers' arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from recurra.models.layout import Constant, Layout, context_axis
+from recurra.models.session import Session
+from recurra.models.signature import Array
+
+
+class Program:
+    """A graph on a provider, with the layout of its tensors. Any one thread may run it.
+
+    Attributes:
+        providers: ONNX Runtime's, in order of preference.
+        nodes: how many of the graph's nodes each provider got.
+
+    """
+
+    def __init__(self, model: bytes | Session, layout: Layout, provider: str = "auto") -> None:
+        """`provider` is "cpu", "cuda" or "auto". Raises ModelRefused if the runtime refuses graph or provider."""
+        self._session = model if isinstance(model, Session) else Session(model, provider)
+        self._layout = layout
+        self._contexts = [port for port in layout.inputs if port.context]
+        outputs = [port.spec.name for port in layout.outputs]
+        self._fetch = outputs + [port.output for port in layout.states]
+        self.providers = self._session.providers
+        self.nodes = self._session.nodes
+
+    def run(self, inputs: Sequence[Array], states: Sequence[Array]) -> tuple[list[Array], list[Array]]:
+        """Advances N sessions by a chunk of T timesteps, both at least 1.
+
+        Args:
+            inputs: in the signature's order, each (N, T, *shape), or (N, *shape) without a time axis.
+            states: in the signature's order, C-contiguous, N at each one's batch axis.
+
+        Returns:
+            outputs (N, T, *shape) or (N, *shape), which may be views, and the new states, laid out like `states`.
+
+        ONNX Runtime's exceptions pass through; shapes and dtypes are the caller's to check.
+
+        """
+        if not self._layout.stepwise:
+            return self._call(inputs, states)
+        steps = []
+        for step in range(self._timesteps(inputs)):
+            outputs, states = self._call(self.step(inputs, step), states)
+            steps.append(
+                [
+                    output[:, 0] if port.time_axis is not None else output
+                    for port, output in zip(self._layout.outputs, outputs, strict=True)
+                ]
+            )
+        return [np.stack(each, axis=1) for each in zip(*steps, strict=True)], list(states)
+
+    def feed(self, inputs: Sequence[Array], states: Sequence[Array]) -> tuple[dict[str, Array], list[Array]]:
+        """What the graph is fed for one call, by name, and the new context samples."""
+        layout = self._layout
+        count = len(layout.states)
+        fed = {
+            port.input: state if port.batched else state[0]
+            for port, state in zip(layout.states, states[:count], strict=True)
+        }
+        contexts, olds = [], iter(states[count:])
+        for port, array in zip(layout.inputs, inputs, strict=True):
+            chunk = array
+            if port.context:
+                axis = context_axis(port, stepwise=layout.stepwise)
+                chunk = np.concatenate((next(olds), array), axis=axis)
+                kept = chunk[:, -port.context :] if axis == 1 else chunk[..., -port.context :]
+                contexts.append(np.ascontiguousarray(kept))
+            fed[port.spec.name] = port.to_graph(chunk)
+        rows, timesteps = len(inputs[0]), self._timesteps(inputs)
+        for constant in layout.constants:
+            fed[constant.name] = _repeated(constant, rows, timesteps)
+        return fed, contexts
+
+    def _call(self, inputs: Sequence[Array], states: Sequence[Array]) -> tuple[list[Array], list[Array]]:
+        fed, contexts = self.feed(inputs, states)
+        results = self._session.run(self._fetch, fed)
+        count = len(self._layout.outputs)
+        outputs = [port.from_graph(array) for port, array in zip(self._layout.outputs, results[:count], strict=True)]
+        news = [
+            array if port.batched else array[None]
+            for port, array in zip(self._layout.states, results[count:], strict=True)
+        ]
+        return outputs, news + contexts
+
+    def step(self, inputs: Sequence[Array], step: int) -> list[Array]:
+        """One timestep of the inputs that have a time axis; the others are held over the chunk."""
+        chunks = []
+        for port, array in zip(self._layout.inputs, inputs, strict=True):
+            if not port.spec.has_time_axis:
+                chunks.append(array)
+            else:
+                chunks.append(array[:, step] if port.time_axis is None else array[:, step : step + 1])
+        return chunks
+
+    def _timesteps(self, inputs: Sequence[Array]) -> int:
+        for port, array in zip(self._layout.inputs, inputs, strict=True):
+            if port.spec.has_time_axis:
+                return array.shape[1] if array.ndim > 1 else 1
+        return 1
+
+
+def _repeated(constant: Constant, rows: int, timesteps: int) -> Array:
+    value = np.full_like(constant.value, timesteps) if constant.counts else constant.value
+    if constant.batch_axis is None:
+        return value
+    return np.repeat(np.expand_dims(value, constant.batch_axis), rows, axis=constant.batch_axis)

@@ -1,0 +1,158 @@
+"""Models on disk: `<model>/<version>/model.onnx` and an optional `<model>/model.toml`."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from recurra.models import config, source
+from recurra.models.axes import plans
+from recurra.models.config import ModelConfig
+from recurra.models.graph import looks_back
+from recurra.models.layout import Layout
+from recurra.models.prepare import Prepared, prepare
+from recurra.models.probe import probe
+from recurra.models.program import Program
+from recurra.models.refusal import ModelRefused
+from recurra.models.selftest import SelfTest, prove
+from recurra.models.session import Session
+from recurra.models.signature import Signature
+
+FILE: Final = "model.onnx"
+SETTINGS: Final = "model.toml"
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that is ready to serve.
+
+    Attributes:
+        max_batch: sessions in one run at most; 1 where the self-test found that they disturb each other.
+        layout: 16 bytes that tell whether a stored state fits: a digest of the states' names, dtypes and shapes.
+        providers: ONNX Runtime's, in order of preference.
+        nodes: how many of the graph's nodes each provider runs.
+
+    """
+
+    name: str
+    version: str
+    signature: Signature
+    program: Program
+    config: ModelConfig
+    self_test: SelfTest
+    max_batch: int
+    layout: bytes
+    providers: tuple[str, ...]
+    nodes: dict[str, int]
+
+
+def find(repository: Path) -> dict[str, Path]:
+    """The model folders by name, sorted: those that hold a version. Raises ModelRefused if `repository` is no folder.
+
+    Folders whose name no model may have are left out, and so is what is no folder.
+    """
+    if not repository.is_dir():
+        raise ModelRefused(f"the model repository '{repository}' is no folder")
+    return {
+        folder.name: folder
+        for folder in sorted(repository.iterdir())
+        if folder.is_dir() and is_name(folder.name) and (_versions(folder) or (folder / SETTINGS).exists())
+    }
+
+
+def is_name(name: str) -> bool:
+    """Whether a model may have this name."""
+    return _NAME.fullmatch(name) is not None and name not in (".", "..")
+
+
+def load(model_dir: Path, *, provider: str = "auto") -> Model:
+    """The highest version in `model_dir`, proven. Raises ModelRefused for everything that is wrong with it."""
+    versions = _versions(model_dir)
+    if not versions:
+        raise ModelRefused(f"'{model_dir.name}' has no version: put the file at {model_dir.name}/1/{FILE}")
+    version = versions[-1]
+    return load_file(model_dir / version / FILE, model_dir.name, version, model_dir, provider=provider)
+
+
+def load_file(path: Path, name: str, version: str, folder: Path, *, provider: str = "auto") -> Model:
+    """The model in one file, with the model.toml in `folder`. Raises ModelRefused."""
+    if not is_name(name):
+        raise ModelRefused(f"'{name}' is no name for a model; use up to 64 letters, digits, dots, dashes, underscores")
+    settings = config.read(folder / SETTINGS)
+    try:
+        prepared = prepare(source.read(path, settings.sha256), settings, folder)
+        session = Session(prepared.content, provider)
+        layout, self_test = _prove(session, prepared)
+    except ModelRefused:
+        raise
+    except Exception as error:  # a file from a stranger may be wrong in ways that nobody thought of
+        raise ModelRefused(f"{path.name} cannot be made ready: {type(error).__name__}: {error}") from error
+    signature = layout.signature()
+    return Model(
+        name=name,
+        version=version,
+        signature=signature,
+        program=Program(session, layout),
+        config=settings,
+        self_test=self_test,
+        max_batch=settings.max_batch if self_test.batched else 1,
+        layout=_digest(signature),
+        providers=session.providers,
+        nodes=session.nodes,
+    )
+
+
+def _prove(session: Session, prepared: Prepared) -> tuple[Layout, SelfTest]:
+    """The likeliest reading of the axes that runs and passes the self-test.
+
+    A far-fetched reading is tried only while no likelier one runs: a mean over time would pass as a model of single
+    timesteps. One whose batches are not independent is kept while another equally likely one may do better.
+    """
+    best: tuple[Layout, SelfTest] | None = None
+    refusal: ModelRefused | None = None
+    ran_at: int | None = None
+    for plan in plans(prepared):
+        if ran_at is not None and plan.cost > ran_at:
+            break
+        try:
+            layout, notes = probe(session, prepared, plan)
+        except ModelRefused as error:
+            refusal = refusal or error
+            continue
+        if ran_at is None:
+            ran_at, refusal = plan.cost, None
+        try:
+            test = prove(
+                Program(session, layout),
+                layout.signature(),
+                batchable=layout.batchable,
+                looks_back=looks_back(prepared.graph),
+            )
+        except ModelRefused as error:
+            refusal = refusal or error
+            continue
+        test = SelfTest(test.chunked, test.batched, test.chunked_error, test.batched_error, notes + test.notes)
+        if best is None or (test.batched, test.chunked) > (best[1].batched, best[1].chunked):
+            best = layout, test
+        if test.batched and test.chunked:
+            break
+    if best is None:
+        raise refusal or ModelRefused("no reading of the inputs' batch and time axes runs; give them in model.toml")
+    return best
+
+
+def _versions(folder: Path) -> list[str]:
+    """Version folders that hold a file, by number."""
+    if not folder.is_dir():
+        return []
+    found = [each.name for each in folder.iterdir() if each.name.isdecimal() and (each / FILE).is_file()]
+    return sorted(found, key=int)
+
+
+def _digest(signature: Signature) -> bytes:
+    layout = [(state.name, state.dtype.str, state.shape) for state in signature.states]
+    return hashlib.sha256(repr(layout).encode()).digest()[:16]

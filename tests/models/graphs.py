@@ -1,0 +1,301 @@
+"""Small recurrent graphs, built by hand, and what they must give, in numpy.
+
+A graph's gates are ordered as ONNX orders them: LSTM i o f c, GRU z r h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+Array = NDArray[Any]
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+
+GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+
+
+@dataclass
+class Weights:
+    """W (D, G*H, F), R (D, G*H, H), B (D, 2*G*H) of one native node."""
+
+    op: str
+    w: Array
+    r: Array
+    b: Array
+
+    @classmethod
+    def draw(cls, op: str, features: int, hidden: int, directions: int = 1, seed: int = 0) -> Weights:
+        rng, gates = np.random.default_rng(seed), GATES[op]
+        shapes = ((gates * hidden, features), (gates * hidden, hidden), (2 * gates * hidden,))
+        return cls(op, *(rng.normal(0, 0.4, (directions, *shape)).astype(np.float32) for shape in shapes))
+
+    @property
+    def hidden(self) -> int:
+        return int(self.r.shape[-1])
+
+    def initializers(self, prefix: str) -> list[TensorProto]:
+        return [
+            numpy_helper.from_array(array, f"{prefix}_{name}") for name, array in vars(self).items() if name != "op"
+        ]
+
+
+def sigmoid(x: Array) -> Array:
+    return np.asarray(1 / (1 + np.exp(-x)))
+
+
+def oracle(
+    weights: Weights, x: Array, h: Array, c: Array | None = None, direction: int = 0
+) -> tuple[Array, Array, Array]:
+    """Y (N, T, H), h and c (N, H) after `x` (N, T, F) from `h` and `c` (N, H), in double precision."""
+    w, r, b = (each[direction].astype(np.float64) for each in (weights.w, weights.r, weights.b))
+    hidden = weights.hidden
+    bw, br = np.split(b, 2)
+    h, c = h.astype(np.float64), np.zeros_like(h, np.float64) if c is None else c.astype(np.float64)
+    ys = []
+    for t in range(x.shape[1]):
+        xs, hs = x[:, t] @ w.T + bw, h @ r.T + br
+        if weights.op == "LSTM":
+            i, o, f, g = np.split(xs + hs, 4, axis=1)
+            c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+            h = sigmoid(o) * np.tanh(c)
+        elif weights.op == "GRU":  # linear_before_reset = 1
+            z = sigmoid(xs[:, :hidden] + hs[:, :hidden])
+            q = sigmoid(xs[:, hidden : 2 * hidden] + hs[:, hidden : 2 * hidden])
+            h = (1 - z) * np.tanh(xs[:, 2 * hidden :] + q * hs[:, 2 * hidden :]) + z * h
+        else:
+            h = np.tanh(xs + hs)
+        ys.append(h)
+    return np.stack(ys, axis=1), h, c
+
+
+def info(name: str, dims: Sequence[int | str | None], kind: int = FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, dims)
+
+
+def const(name: str, values: Any, dtype: Any = np.int64) -> TensorProto:
+    return numpy_helper.from_array(np.asarray(values, dtype), name)
+
+
+def model(
+    nodes: Sequence[NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    weights: Sequence[TensorProto] = (),
+    *,
+    custom_domain: str = "",
+) -> ModelProto:
+    graph = helper.make_graph(list(nodes), "graph", list(inputs), list(outputs), list(weights))
+    opsets = [helper.make_opsetid("", 17)]
+    if custom_domain:
+        opsets.append(helper.make_opsetid(custom_domain, 1))
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def write(built: ModelProto, root: Path, name: str = "model", version: str = "1", toml: str = "") -> Path:
+    """Lays a model out in the repository `root`; its folder."""
+    folder = root / name
+    (folder / version).mkdir(parents=True, exist_ok=True)
+    (folder / version / "model.onnx").write_bytes(built.SerializeToString())
+    if toml:
+        (folder / "model.toml").write_text(toml)
+    return folder
+
+
+def native(
+    op: str = "LSTM",
+    *,
+    hidden: int = 8,
+    features: int = 3,
+    layers: int = 1,
+    time_major: bool = False,
+    initial: str = "missing",
+    direction: str = "forward",
+    named: bool = True,
+    last_only: bool = False,
+    batch: int | str | None = None,
+    names: Sequence[str] = (),
+    attributes: dict[str, Any] | None = None,
+) -> tuple[ModelProto, list[Weights]]:
+    """Native nodes that keep their state to themselves: x (N, T, F), or (T, N, F), to y.
+
+    Args:
+        initial: "missing", "zeros" (one tensor, made from shapes, shared by all), "learned", "frozen" (differs by row).
+        named: sizes have names (batch, time).
+        names: of the nodes.
+
+    """
+    directions = 2 if direction == "bidirectional" else 1
+    nodes: list[NodeProto] = []
+    weights = [const("flat", [0, 0, -1])]
+    outer = ("batch", "time") if named else (None, None)
+    outer = (batch if batch is not None else outer[0], outer[1])
+    dims = (outer[1], outer[0]) if time_major else outer
+    value = "x"
+    if not time_major:
+        nodes.append(helper.make_node("Transpose", ["x"], ["x_time"], perm=[1, 0, 2]))
+        value = "x_time"
+    if initial == "zeros":
+        weights += [const("axis_batch", 1), const("front", [directions]), const("back", [hidden])]
+        nodes += [
+            helper.make_node("Shape", [value], ["sizes"]),
+            helper.make_node("Gather", ["sizes", "axis_batch"], ["rows0"]),
+            helper.make_node("Unsqueeze", ["rows0", "zero"], ["rows"]),
+            helper.make_node("Concat", ["front", "rows", "back"], ["state_shape"], axis=0),
+            helper.make_node("ConstantOfShape", ["state_shape"], ["zeros"]),
+        ]
+        weights.append(const("zero", [0]))
+    drawn = []
+    for layer in range(layers):
+        width = features if layer == 0 else hidden * directions
+        drawn.append(Weights.draw(op, width, hidden, directions, seed=layer))
+        weights += drawn[-1].initializers(f"l{layer}")
+        inputs = [value, f"l{layer}_w", f"l{layer}_r", f"l{layer}_b"]
+        if initial == "zeros":
+            inputs += ["", "zeros"] + (["zeros"] if op == "LSTM" else [])
+        elif initial in ("learned", "frozen"):
+            count = 1 if initial == "learned" else 2
+            kept = np.random.default_rng(9).normal(size=(directions, count, hidden)).astype(np.float32)
+            weights.append(numpy_helper.from_array(kept, f"l{layer}_h0"))
+            start = f"l{layer}_h0"
+            if initial == "learned":  # spread over the batch, as exporters do
+                weights += [const(f"l{layer}_front", [directions]), const(f"l{layer}_back", [hidden])]
+                nodes += [
+                    helper.make_node("Shape", [value], [f"l{layer}_rows"], start=1, end=2),
+                    helper.make_node(
+                        "Concat", [f"l{layer}_front", f"l{layer}_rows", f"l{layer}_back"], [f"l{layer}_s"], axis=0
+                    ),
+                    helper.make_node("Expand", [f"l{layer}_h0", f"l{layer}_s"], [f"l{layer}_start"]),
+                ]
+                start = f"l{layer}_start"
+            inputs += ["", start]
+        settings = {"hidden_size": hidden, "direction": direction, **(attributes or {})}
+        if op == "GRU":
+            settings["linear_before_reset"] = 1
+        nodes += [
+            helper.make_node(op, inputs, [f"l{layer}_y"], name=names[layer] if names else "", **settings),
+            # (T, D, N, H) -> (T, N, D, H) -> (T, N, D*H)
+            helper.make_node("Transpose", [f"l{layer}_y"], [f"l{layer}_t"], perm=[0, 2, 1, 3]),
+            helper.make_node("Reshape", [f"l{layer}_t", "flat"], [f"l{layer}_flat"]),
+        ]
+        value = f"l{layer}_flat"
+    if last_only:
+        weights += [const("minus_one", -1)]
+        nodes.append(helper.make_node("Gather", [value, "minus_one"], ["y"], axis=0))
+        out = info("y", [outer[0], hidden * directions])
+    elif time_major:
+        nodes.append(helper.make_node("Identity", [value], ["y"]))
+        out = info("y", [*dims, hidden * directions])
+    else:
+        nodes.append(helper.make_node("Transpose", [value], ["y"], perm=[1, 0, 2]))
+        out = info("y", [*dims, hidden * directions])
+    return model(nodes, [info("x", [*dims, features])], [out], weights), drawn
+
+
+def lstm(*, hidden: int = 8, features: int = 3, time_major: bool = False, layers: int = 1) -> ModelProto:
+    """An LSTM that keeps its state to itself."""
+    return native("LSTM", hidden=hidden, features=features, time_major=time_major, layers=layers)[0]
+
+
+def gru_exposed(
+    *,
+    hidden: int = 8,
+    features: int = 3,
+    layers: int = 1,
+    names: tuple[str, str] = ("h0", "hn"),
+    batch: int | str = "batch",
+    give_last: bool = False,
+) -> tuple[ModelProto, list[Weights]]:
+    """A GRU with its state as input and output, (layers, N, H), taken apart and put together as torch does."""
+    weights: list[TensorProto] = [const("one", [1]), const("zero_axis", [0])]
+    nodes = [helper.make_node("Transpose", ["x"], ["x_time"], perm=[1, 0, 2])]
+    value, drawn, finals = "x_time", [], []
+    for layer in range(layers):
+        drawn.append(Weights.draw("GRU", features if layer == 0 else hidden, hidden, seed=layer))
+        weights += drawn[-1].initializers(f"l{layer}")
+        weights += [const(f"from{layer}", [layer]), const(f"to{layer}", [layer + 1])]
+        start, end = f"l{layer}_start", f"l{layer}_end"
+        nodes += [
+            helper.make_node("Slice", [names[0], f"from{layer}", f"to{layer}", "zero_axis"], [start]),
+            helper.make_node(
+                "GRU",
+                [value, f"l{layer}_w", f"l{layer}_r", f"l{layer}_b", "", start],
+                [f"l{layer}_y", end],
+                hidden_size=hidden,
+                linear_before_reset=1,
+            ),
+            helper.make_node("Squeeze", [f"l{layer}_y", "one"], [f"l{layer}_out"]),
+        ]
+        value = f"l{layer}_out"
+        finals.append(end)
+    nodes += [
+        helper.make_node("Concat", finals, [names[1]], axis=0),
+        helper.make_node("Transpose", [value], ["y"], perm=[1, 0, 2]),
+    ]
+    outputs = [info("y", [batch, "time", hidden]), info(names[1], [layers, batch, hidden])]
+    if give_last:
+        nodes.append(helper.make_node("Identity", [finals[-1]], ["last"]))
+        outputs.append(info("last", [1, batch, hidden]))
+    inputs = [info("x", [batch, "time", features]), info(names[0], [layers, batch, hidden])]
+    return model(nodes, inputs, outputs, weights), drawn
+
+
+def one_step_cell(
+    *,
+    hidden: int = 8,
+    features: int = 3,
+    names: tuple[str, str] = ("h_in", "h_out"),
+    batch: int | str | None = "batch",
+    time_of_one: bool = False,
+) -> tuple[ModelProto, Weights]:
+    """h' = tanh(x W + h R + b) of one timestep: x (N, F), or (N, 1, F), state (N, H), y = h'.
+
+    With batch None the graph has no batch axis at all.
+    """
+    drawn = Weights.draw("RNN", features, hidden)
+    lead = [] if batch is None else [batch]
+    weights = [
+        numpy_helper.from_array(np.ascontiguousarray(drawn.w[0].T), "w"),
+        numpy_helper.from_array(np.ascontiguousarray(drawn.r[0].T), "r"),
+        numpy_helper.from_array(drawn.b[0, :hidden] + drawn.b[0, hidden:], "b"),
+        const("one", [1]),
+    ]
+    state, result = names
+    nodes = [helper.make_node("Squeeze", ["x", "one"], ["x_flat"])] if time_of_one else []
+    nodes += [
+        helper.make_node("MatMul", ["x_flat" if time_of_one else "x", "w"], ["xw"]),
+        helper.make_node("MatMul", [state, "r"], ["hr"]),
+        helper.make_node("Sum", ["xw", "hr", "b"], ["sum"]),
+        helper.make_node("Tanh", ["sum"], [result]),
+        helper.make_node("Unsqueeze", [result, "one"], ["y"])
+        if time_of_one
+        else helper.make_node("Identity", [result], ["y"]),
+    ]
+    middle = [1] if time_of_one else []
+    inputs = [info("x", [*lead, *middle, features]), info(state, [*lead, hidden])]
+    outputs = [info("y", [*lead, *middle, hidden]), info(result, [*lead, hidden])]
+    return model(nodes, inputs, outputs, weights), drawn
+
+
+def embedding_gru(*, words: int = 11, width: int = 4, hidden: int = 8) -> tuple[ModelProto, Array, Weights]:
+    """A GRU over a table that int64 tokens (N, T) index."""
+    table = np.random.default_rng(5).normal(size=(words, width)).astype(np.float32)
+    drawn = Weights.draw("GRU", width, hidden)
+    weights = [numpy_helper.from_array(table, "table"), *drawn.initializers("gru"), const("one", [1])]
+    nodes = [
+        helper.make_node("Gather", ["table", "tokens"], ["x"]),
+        helper.make_node("Transpose", ["x"], ["x_time"], perm=[1, 0, 2]),
+        helper.make_node(
+            "GRU", ["x_time", "gru_w", "gru_r", "gru_b"], ["gru_y"], hidden_size=hidden, linear_before_reset=1
+        ),
+        helper.make_node("Squeeze", ["gru_y", "one"], ["y_time"]),
+        helper.make_node("Transpose", ["y_time"], ["y"], perm=[1, 0, 2]),
+    ]
+    built = model(nodes, [info("tokens", ["batch", "time"], INT64)], [info("y", ["batch", "time", hidden])], weights)
+    return built, table, drawn
