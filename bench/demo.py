@@ -120,21 +120,27 @@ def store_of(server_pid: int) -> int:
     sys.exit(f"process {server_pid} has no store of its own")
 
 
-def stream(address: str, readings: Array, replies: Array, hours: range, progress: Progress) -> float:
-    """Sends these hours of all sessions, one hour at a time, and fills in `replies`. Returns the seconds it took."""
+def stream(address: str, readings: Array, replies: Array, hours: range, progress: Progress) -> npt.NDArray[np.float64]:
+    """Sends these hours of all sessions, one hour at a time, and fills in `replies`.
+
+    Returns the seconds that the single calls took, one after another, and those that the frames took.
+    """
     names = [f"{'seattle' if i < SESSIONS // 2 else 'sf'}-{i:03d}" for i in range(SESSIONS)]
     task = progress.add_task(f"hours {hours.start}-{hours.stop - 1}", total=len(hours) * SESSIONS)
     with Client(address) as client:
         singles = [client.session(MODEL, name) for name in names[:SINGLE]]
         batch = client.batch(MODEL, names[SINGLE:])
-        start = time.perf_counter()
+        seconds = np.zeros(2)
         for hour in hours:
             now = slice(hour, hour + 1)
+            start = time.perf_counter()
             for i, session in enumerate(singles):
                 replies[i, now] = session.predict(readings[i, now])
+            between = time.perf_counter()
             replies[SINGLE:, now] = batch.predict(readings[SINGLE:, now])
+            seconds += between - start, time.perf_counter() - between
             progress.advance(task, SESSIONS)
-        return time.perf_counter() - start
+        return seconds
 
 
 def draw(readings: Array, replies: Array, differences: Array) -> None:
@@ -191,11 +197,12 @@ def main() -> int:
     differences = np.abs(replies - offline(readings))[:, :, 0]
     draw(weekly, replies, differences.max(axis=0))
     largest = float(differences.max())
+    rates = np.array([SINGLE, SESSIONS - SINGLE]) * HOURS / seconds
     table = Table(show_header=False)
     for what, value in {
-        "sessions": f"{SESSIONS} ({SINGLE} by single calls, {SESSIONS - SINGLE} by frames)",
+        "sessions": f"{SESSIONS}: {SINGLE} by calls of their own, {SESSIONS - SINGLE} by frames",
         "timesteps": f"{replies.size:,}",
-        "timesteps/s": f"{replies.size / seconds:,.0f}",
+        "timesteps/s": f"{rates[1]:,.0f} by frames; {rates[0]:,.0f} by calls, one after another",
         "server process": f"{first.process.pid}, then {second.process.pid}",
         "store process": f"{first.store_pid}, then {second.store_pid}",
         "largest difference": f"{largest:.1e} °C (allowed: {TOLERANCE:.0e})",
