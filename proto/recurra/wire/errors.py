@@ -6,14 +6,17 @@ helps.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import ClassVar, Final
 
 import grpc
 from google.protobuf import any_pb2
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 DOMAIN: Final = "recurra"
+MAX_MESSAGE_BYTES: Final = 1_600  # of an error on the wire: gRPC takes 8 KiB of trailers, and the text comes twice
 
 
 class RecurraError(Exception):
@@ -221,13 +224,16 @@ _BY_CODE: Final[dict[int, type[RecurraError]]] = {
 
 
 def to_status(error: RecurraError) -> status_pb2.Status:
-    """The google.rpc.Status that carries `error`."""
+    """The google.rpc.Status that carries `error`; a text too long for a trailer is cut."""
+    text = str(error).encode(errors="replace")
+    if len(text) > MAX_MESSAGE_BYTES:
+        text = text[: MAX_MESSAGE_BYTES - 3] + b"..."
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     details = [_pack(info)]
     if error.retry_after is not None:
         delay = Duration(seconds=int(error.retry_after), nanos=int(error.retry_after % 1 * 1e9))
         details.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
-    return status_pb2.Status(code=error.code.value[0], message=str(error), details=details)
+    return status_pb2.Status(code=error.code.value[0], message=text.decode(errors="ignore"), details=details)
 
 
 def from_status(status: status_pb2.Status) -> RecurraError:
@@ -237,10 +243,11 @@ def from_status(status: status_pb2.Status) -> RecurraError:
     retry_after = None
     for detail in status.details:
         info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-        if detail.Unpack(info) and info.domain == DOMAIN:
-            cls, metadata = BY_REASON.get(info.reason, cls), dict(info.metadata)
-        elif detail.Unpack(retry):
-            retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+        with suppress(DecodeError):  # what a proxy broke; code and message still stand
+            if detail.Unpack(info) and info.domain == DOMAIN:
+                cls, metadata = BY_REASON.get(info.reason, cls), dict(info.metadata)
+            elif detail.Unpack(retry):
+                retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
     error = cls(status.message)
     error.metadata, error.retry_after = metadata, retry_after
     return error

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+
 from recurra.v1 import tensor_pb2
 from recurra.wire.errors import InvalidArgument
 
@@ -28,6 +29,7 @@ _DTYPES: Final[dict[tensor_pb2.DataType.ValueType, np.dtype[Any]]] = {
     tensor_pb2.DATA_TYPE_BOOL: np.dtype("?"),
 }
 _CODES: Final = {dtype: code for code, dtype in _DTYPES.items()}
+_MAX_AXES: Final = 32  # numpy 1's limit
 
 
 def code_of(dtype: np.dtype[Any]) -> tensor_pb2.DataType.ValueType:
@@ -57,15 +59,20 @@ def to_tensor(array: Array, name: str = "") -> tensor_pb2.Tensor:
 def to_array(tensor: tensor_pb2.Tensor) -> Array:
     """A read-only view of the message's bytes.
 
-    Raises InvalidArgument for an unknown dtype, a negative size, or bytes that do not fill the shape.
+    Raises InvalidArgument for an unknown dtype, a negative size, too many axes, or bytes that do not fill the shape.
     """
+    if len(tensor.shape) > _MAX_AXES:
+        raise InvalidArgument(f"tensor '{tensor.name}' has {len(tensor.shape)} axes; at most {_MAX_AXES} are possible")
     dtype, shape = dtype_of(tensor.dtype), tuple(tensor.shape)
     if any(size < 0 for size in shape) or prod(shape) * dtype.itemsize != len(tensor.data):
         raise InvalidArgument(
             f"tensor '{tensor.name}' has {len(tensor.data)} bytes, but {dtype} of shape {list(shape)} needs "
             f"{prod(shape) * dtype.itemsize}"
         )
-    array = np.frombuffer(tensor.data, dtype).reshape(shape)
+    try:
+        array = np.frombuffer(tensor.data, dtype).reshape(shape)
+    except ValueError:  # empty, but its other sizes are beyond what can be addressed
+        raise InvalidArgument(f"tensor '{tensor.name}' of shape {list(shape)} is too large") from None
     if dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
         raise InvalidArgument(f"tensor '{tensor.name}' is boolean, but has bytes other than 0 and 1")
     return array
