@@ -75,7 +75,7 @@ def oracle(
     return np.stack(ys, axis=1), h, c
 
 
-def info(name: str, dims: Sequence[int | str | None], kind: int = FLOAT) -> onnx.ValueInfoProto:
+def info(name: str, dims: Sequence[int | str | None] | None, kind: int = FLOAT) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, dims)
 
 
@@ -299,3 +299,118 @@ def embedding_gru(*, words: int = 11, width: int = 4, hidden: int = 8) -> tuple[
     ]
     built = model(nodes, [info("tokens", ["batch", "time"], INT64)], [info("y", ["batch", "time", hidden])], weights)
     return built, table, drawn
+
+
+def lstm_with(after: Sequence[NodeProto], weights: Sequence[TensorProto] = (), *, hidden: int = 8) -> ModelProto:
+    """x (N, T, 3) through an LSTM to "mid" (N, T, H), and `after` from there to y (N, T, H)."""
+    drawn = Weights.draw("LSTM", 3, hidden)
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["x_time"], perm=[1, 0, 2]),
+        helper.make_node("LSTM", ["x_time", "l_w", "l_r", "l_b"], ["l_y"], hidden_size=hidden),
+        helper.make_node("Squeeze", ["l_y", "direction_axis"], ["l_out"]),
+        helper.make_node("Transpose", ["l_out"], ["mid"], perm=[1, 0, 2]),
+        *after,
+    ]
+    stored = [*drawn.initializers("l"), const("direction_axis", [1]), *weights]
+    outputs = [info("y", ["batch", "time", hidden])]
+    return model(nodes, [info("x", ["batch", "time", 3])], outputs, stored)
+
+
+def mean_over_time() -> ModelProto:
+    """The mean over the chunk's timesteps is taken away: no timestep's output is known before the last input."""
+    return lstm_with(
+        [
+            helper.make_node("ReduceMean", ["mid"], ["mean"], axes=[1], keepdims=1),
+            helper.make_node("Sub", ["mid", "mean"], ["y"]),
+        ]
+    )
+
+
+def coupled_rows() -> ModelProto:
+    """The mean over the batch is taken away: a row's output depends on its neighbours."""
+    return lstm_with(
+        [
+            helper.make_node("ReduceMean", ["mid"], ["mean"], axes=[0], keepdims=1),
+            helper.make_node("Mul", ["mean", "mean"], ["square"]),
+            helper.make_node("Sub", ["mid", "square"], ["y"]),
+        ]
+    )
+
+
+def unread_state() -> ModelProto:
+    """A cell whose state "h" is halved and given out, but is never read by the output."""
+    nodes = [
+        helper.make_node("Mul", ["h_in", "half"], ["h_out"]),
+        helper.make_node("Tanh", ["x"], ["y"]),
+    ]
+    inputs = [info("x", ["batch", 3]), info("h_in", ["batch", 4])]
+    outputs = [info("y", ["batch", 3]), info("h_out", ["batch", 4])]
+    return model(nodes, inputs, outputs, [const("half", 0.5, np.float32)])
+
+
+def moving_sum(*, taps: int = 3, stepwise: bool = False) -> ModelProto:
+    """A leaky state and a sum over the last `taps` samples, which the graph wants in front of each chunk.
+
+    x (N, T + taps - 1) to y (N, T) with y[t] = x[t] + ... + x[t - taps + 1] + h, h (N, 1) the sum of all chunks' last
+    samples, halved each time. With `stepwise` x is (N, 4 + taps - 1), one timestep of 4 samples.
+    """
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "one"], ["x_channel"]),
+        helper.make_node("Conv", ["x_channel", "kernel"], ["summed"]),
+        helper.make_node("Squeeze", ["summed", "one"], ["sums"]),
+        helper.make_node("Slice", ["x", "minus_one", "end", "one"], ["last"]),
+        helper.make_node("Mul", ["h_in", "half"], ["faded"]),
+        helper.make_node("Add", ["faded", "last"], ["h_out"]),
+        helper.make_node("Add", ["sums", "h_in"] if stepwise else ["sums", "nothing"], ["y"]),
+    ]
+    weights = [
+        const("one", [1]),
+        const("minus_one", [-1]),
+        const("end", [2**31 - 1]),
+        const("half", 0.5, np.float32),
+        const("kernel", np.ones((1, 1, taps)), np.float32),
+    ]
+    if not stepwise:  # the state is read, but the output of a timestep must not depend on the chunk's length
+        nodes.insert(0, helper.make_node("Mul", ["h_in", "small"], ["nothing"]))
+        nodes[-2] = helper.make_node("Identity", ["h_in"], ["h_out"])
+        weights.append(const("small", 1.0, np.float32))
+    size = 4 + taps - 1 if stepwise else "time"
+    inputs = [info("x", ["batch", size]), info("h_in", ["batch", 1])]
+    outputs = [info("y", ["batch", 4 if stepwise else "time_out"]), info("h_out", ["batch", 1])]
+    return model(nodes, inputs, outputs, weights)
+
+
+def scaled_cell(*, dims: Sequence[int | str] = (), kind: int = INT64) -> ModelProto:
+    """The one-step cell on x * rate, `rate` a graph input of sizes `dims`."""
+    built, _ = one_step_cell()
+    graph = built.graph
+    graph.input.append(info("rate", dims, kind))
+    graph.node[0].input[0] = "x_scaled"
+    graph.node.insert(0, helper.make_node("Mul", ["x", "rate_float"], ["x_scaled"]))
+    graph.node.insert(0, helper.make_node("Cast", ["rate"], ["rate_float"], to=FLOAT))
+    return built
+
+
+def branching_gru(*, hidden: int = 8, exposed: bool = True) -> tuple[ModelProto, Weights]:
+    """A GRU in both branches of an If on a constant; its state (1, N, H) is input "memory_a" and output "memory_b"."""
+    drawn = Weights.draw("GRU", 3, hidden)
+
+    def branch(prefix: str) -> onnx.GraphProto:
+        inputs = ["x_time", "gru_w", "gru_r", "gru_b"] + (["", "memory_a"] if exposed else [])
+        node = helper.make_node(
+            "GRU", inputs, [f"{prefix}y", "end"], name=f"{prefix}gru", hidden_size=hidden, linear_before_reset=1
+        )
+        return helper.make_graph([node], prefix, [], [info(f"{prefix}y", None), info("end", None)])
+
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["x_time"], perm=[1, 0, 2]),
+        helper.make_node("If", ["flag"], ["gru_y", "memory_b"], then_branch=branch("a"), else_branch=branch("b")),
+        helper.make_node("Squeeze", ["gru_y", "one"], ["y_time"]),
+        helper.make_node("Transpose", ["y_time"], ["y"], perm=[1, 0, 2]),
+    ]
+    weights = [*drawn.initializers("gru"), const("one", [1]), const("flag", True, np.bool_)]
+    inputs, outputs = [info("x", ["batch", "time", 3])], [info("y", ["batch", "time", hidden])]
+    if exposed:
+        inputs.append(info("memory_a", [1, "batch", hidden]))
+        outputs.append(info("memory_b", [1, "batch", hidden]))
+    return model(nodes, inputs, outputs, weights), drawn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -27,8 +28,9 @@ class Port:
     context: int = 0
     skip: int = 0
 
-    def permutation(self, rank: int) -> tuple[int, ...] | None:
-        """The axes of (N, T, ...) in the graph's order, for `rank` axes in all; None where the order is the same.
+    @cached_property
+    def _order(self) -> tuple[int, ...] | None:
+        """The axes of (N, T, ...) in the graph's order; None where the order is the same.
 
         T is left out without a time axis. A graph without a batch axis takes (1, T, ...) with the first axis first.
         """
@@ -37,26 +39,30 @@ class Port:
         if time is not None and self.batch_axis is None:
             time += 1
         front = {batch: 0} | ({time: 1} if time is not None else {})
+        rank = len(front) + len(self.spec.shape)
         rest = iter(range(len(front), rank))
         order = tuple(front[axis] if axis in front else next(rest) for axis in range(rank))
         return None if order == tuple(range(rank)) else order
 
+    @cached_property
+    def _inverse(self) -> tuple[int, ...] | None:
+        order = self._order
+        return None if order is None else tuple(order.index(axis) for axis in range(len(order)))
+
     def to_graph(self, array: Array) -> Array:
         """(N, T, ...) or (N, ...) in the graph's layout, C-contiguous."""
-        order = self.permutation(array.ndim)
-        if order is not None:
-            array = array.transpose(order)
+        if self._order is not None:
+            array = array.transpose(self._order)
         if self.batch_axis is None:
             array = array[0]
-        return np.ascontiguousarray(array)
+        return np.ascontiguousarray(array).reshape(array.shape)  # numpy makes a scalar (1,)
 
     def from_graph(self, array: Array) -> Array:
         """(N, T, ...) or (N, ...), a view."""
         if self.batch_axis is None:
             array = array[None]
-        order = self.permutation(array.ndim)
-        if order is not None:
-            array = array.transpose(np.argsort(order))
+        if self._inverse is not None:
+            array = array.transpose(self._inverse)
         return array[:, self.skip :] if self.skip else array
 
 

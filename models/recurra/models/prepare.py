@@ -127,12 +127,13 @@ def _constant(value: ValueInfoProto, given: object, batch_axis: int | None) -> C
         del dims[axis]
     try:
         raw = np.asarray(given)
-        array = raw.astype(dtype)
+        with np.errstate(invalid="ignore"):  # a value that is too large is told below
+            array = raw.astype(dtype)
         shape = [size if isinstance(size, int) else 1 for size in dims]
         array = np.ascontiguousarray(np.broadcast_to(array, shape)).reshape(shape)
     except (ValueError, TypeError, OverflowError) as error:
         raise ModelRefused(f"{where} does not fit {dtype} of shape {dims}: {error}") from error
-    if dtype.kind in "iub" and not np.array_equal(raw, raw.astype(dtype)):
+    if dtype.kind in "iub" and not (array == raw).all():
         raise ModelRefused(f"{where} is no {dtype}")
     return Constant(value.name, array, axis)
 

@@ -25,6 +25,7 @@ Shape = tuple[int, ...]
 # Sizes that are unlikely to be a model's own, so that an output's axis of this size is recognised.
 _ROWS: Final = (2, 3)
 _TIMESTEPS: Final = (5, 7)
+_FAILURES: Final[tuple[type[Exception], ...]] = (ModelRefused, *ERRORS)
 
 
 @dataclass(frozen=True)
@@ -41,32 +42,38 @@ class _Seen:
 def probe(session: Session, prepared: Prepared, plan: Plan) -> tuple[Layout, tuple[str, ...]]:
     """The layout that `plan` leads to, and notes for people. Raises ModelRefused if the graph does not run so."""
     layout = draft(prepared, plan)
-    notes: tuple[str, ...] = ()
+    usual = next(iter(plan.inputs.values())).batch
     try:
-        seen = _run(session, prepared, layout)
-    except ERRORS as error:
+        return _settle(session, prepared, layout, usual)
+    except _FAILURES as error:
         if not layout.batchable:
             raise ModelRefused(_failure(error)) from error
-        layout = replace(layout, batchable=False)
-        notes = (f"its declared batch axis is not free: {_failure(error)}",)
-        try:
-            seen = _run(session, prepared, layout)
-        except ERRORS as again:
-            raise ModelRefused(_failure(again)) from again
+        note = f"its batch axis is not free: {_failure(error)}"
+    try:
+        layout, notes = _settle(session, prepared, replace(layout, batchable=False), usual)
+    except _FAILURES as error:
+        raise ModelRefused(_failure(error)) from error
+    return layout, (note, *notes)
+
+
+def _settle(session: Session, prepared: Prepared, layout: Layout, usual: int | None) -> tuple[Layout, tuple[str, ...]]:
+    """`layout` with the outputs that running it shows. Raises one of _FAILURES."""
+    seen = _run(session, prepared, layout)
     _check_states(layout, seen[len(prepared.outputs) :])
-    usual = next(iter(plan.inputs.values())).batch
     outputs = [
         _output(value, layout, each, usual, prepared.config.outputs.get(value.name, TensorConfig()))
         for value, each in zip(prepared.outputs, seen, strict=False)
     ]
+    layout = replace(layout, outputs=tuple(outputs))
     lone = [port.spec.name for port in outputs if port.batch_axis is None]
     if layout.batchable and lone:
-        layout = replace(layout, batchable=False)
-        notes = (*notes, f"output '{lone[0]}' has no batch axis")
-    return replace(layout, outputs=tuple(outputs)), notes
+        return replace(layout, batchable=False), (f"output '{lone[0]}' has no batch axis",)
+    return layout, ()
 
 
 def _failure(error: Exception) -> str:
+    if isinstance(error, ModelRefused):
+        return str(error)
     return f"it does not run: {' '.join(str(error).split())[:400]}"
 
 
@@ -81,7 +88,7 @@ def _run(session: Session, prepared: Prepared, layout: Layout) -> list[_Seen]:
         if layout.stepwise:
             inputs = program.step(inputs, 0)
         fed, _ = program.feed(inputs, samples.fresh(rows))
-        return [np.shape(array) for array in session.run(names, fed)]
+        return [np.shape(array) for array in program.raw(names, fed)]
 
     rows = _ROWS[0] if layout.batchable else 1
     sizes = (1,) if layout.stepwise else layout.chunk_sizes or _TIMESTEPS

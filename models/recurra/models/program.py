@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -17,14 +17,14 @@ class Program:
     Attributes:
         providers: ONNX Runtime's, in order of preference.
         nodes: how many of the graph's nodes each provider got.
+        layout: of the graph's tensors.
 
     """
 
     def __init__(self, model: bytes | Session, layout: Layout, provider: str = "auto") -> None:
         """`provider` is "cpu", "cuda" or "auto". Raises ModelRefused if the runtime refuses graph or provider."""
         self._session = model if isinstance(model, Session) else Session(model, provider)
-        self._layout = layout
-        self._contexts = [port for port in layout.inputs if port.context]
+        self.layout = layout
         outputs = [port.spec.name for port in layout.outputs]
         self._fetch = outputs + [port.output for port in layout.states]
         self.providers = self._session.providers
@@ -43,7 +43,7 @@ class Program:
         ONNX Runtime's exceptions pass through; shapes and dtypes are the caller's to check.
 
         """
-        if not self._layout.stepwise:
+        if not self.layout.stepwise:
             return self._call(inputs, states)
         steps = []
         for step in range(self._timesteps(inputs)):
@@ -51,14 +51,14 @@ class Program:
             steps.append(
                 [
                     output[:, 0] if port.time_axis is not None else output
-                    for port, output in zip(self._layout.outputs, outputs, strict=True)
+                    for port, output in zip(self.layout.outputs, outputs, strict=True)
                 ]
             )
         return [np.stack(each, axis=1) for each in zip(*steps, strict=True)], list(states)
 
     def feed(self, inputs: Sequence[Array], states: Sequence[Array]) -> tuple[dict[str, Array], list[Array]]:
         """What the graph is fed for one call, by name, and the new context samples."""
-        layout = self._layout
+        layout = self.layout
         count = len(layout.states)
         fed = {
             port.input: state if port.batched else state[0]
@@ -78,21 +78,25 @@ class Program:
             fed[constant.name] = _repeated(constant, rows, timesteps)
         return fed, contexts
 
+    def raw(self, outputs: Sequence[str], fed: Mapping[str, Array]) -> list[Array]:
+        """Outputs of one call of the graph by name, as the graph lays them out."""
+        return self._session.run(outputs, fed)
+
     def _call(self, inputs: Sequence[Array], states: Sequence[Array]) -> tuple[list[Array], list[Array]]:
         fed, contexts = self.feed(inputs, states)
         results = self._session.run(self._fetch, fed)
-        count = len(self._layout.outputs)
-        outputs = [port.from_graph(array) for port, array in zip(self._layout.outputs, results[:count], strict=True)]
+        count = len(self.layout.outputs)
+        outputs = [port.from_graph(array) for port, array in zip(self.layout.outputs, results[:count], strict=True)]
         news = [
             array if port.batched else array[None]
-            for port, array in zip(self._layout.states, results[count:], strict=True)
+            for port, array in zip(self.layout.states, results[count:], strict=True)
         ]
         return outputs, news + contexts
 
     def step(self, inputs: Sequence[Array], step: int) -> list[Array]:
         """One timestep of the inputs that have a time axis; the others are held over the chunk."""
         chunks = []
-        for port, array in zip(self._layout.inputs, inputs, strict=True):
+        for port, array in zip(self.layout.inputs, inputs, strict=True):
             if not port.spec.has_time_axis:
                 chunks.append(array)
             else:
@@ -100,7 +104,7 @@ class Program:
         return chunks
 
     def _timesteps(self, inputs: Sequence[Array]) -> int:
-        for port, array in zip(self._layout.inputs, inputs, strict=True):
+        for port, array in zip(self.layout.inputs, inputs, strict=True):
             if port.spec.has_time_axis:
                 return array.shape[1] if array.ndim > 1 else 1
         return 1

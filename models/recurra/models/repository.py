@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from recurra.models import config, source
+from recurra.models import config, fidelity, source
 from recurra.models.axes import plans
 from recurra.models.config import ModelConfig
 from recurra.models.graph import looks_back
@@ -84,9 +84,14 @@ def load_file(path: Path, name: str, version: str, folder: Path, *, provider: st
         raise ModelRefused(f"'{name}' is no name for a model; use up to 64 letters, digits, dots, dashes, underscores")
     settings = config.read(folder / SETTINGS)
     try:
-        prepared = prepare(source.read(path, settings.sha256), settings, folder)
+        model = source.read(path, settings.sha256)
+        original = model.SerializeToString()
+        prepared = prepare(model, settings, folder)
         session = Session(prepared.content, provider)
         layout, self_test = _prove(session, prepared)
+        program = Program(session, layout)
+        if any(pair.origin == "lifted" for pair in prepared.pairs):
+            self_test = replace(self_test, notes=self_test.notes + fidelity.check(original, program))
     except ModelRefused:
         raise
     except Exception as error:  # a file from a stranger may be wrong in ways that nobody thought of
@@ -96,7 +101,7 @@ def load_file(path: Path, name: str, version: str, folder: Path, *, provider: st
         name=name,
         version=version,
         signature=signature,
-        program=Program(session, layout),
+        program=program,
         config=settings,
         self_test=self_test,
         max_batch=settings.max_batch if self_test.batched else 1,

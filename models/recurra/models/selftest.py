@@ -92,7 +92,7 @@ class _Trial:
             np.concatenate(pieces, axis=1) if spec.has_time_axis else pieces[-1]
             for spec, pieces in zip(self._signature.outputs, zip(*parts, strict=True), strict=True)
         ]
-        error, good = _compare([*joined, *states], [*long, *end])
+        error, good = compare([*joined, *states], [*long, *end])
         notes: tuple[str, ...] = ()
         if not good and not looks_back:
             raise ModelRefused(
@@ -117,7 +117,7 @@ class _Trial:
         for index in range(_ROWS):
             alone = self._run([x[index : index + 1] for x in inputs], self._rows(states, index))
             outputs = [output[index : index + 1] for output in together[0]]
-            error, same = _compare([*outputs, *self._rows(together[1], index)], [*alone[0], *alone[1]])
+            error, same = compare([*outputs, *self._rows(together[1], index)], [*alone[0], *alone[1]])
             worst, good = max(worst, error), good and same
         note = f"rows of one batch change each other (by {worst:.2g}): one session runs at a time"
         notes = test.notes if good else (*test.notes, note)
@@ -127,13 +127,13 @@ class _Trial:
         """Every state, disturbed, changes an output, at once or later."""
         inputs, states = self._warm(1)
         baseline = self._outputs(inputs, states)
-        noise, _ = _compare(self._outputs(inputs, states), baseline)
+        noise, _ = compare(self._outputs(inputs, states), baseline)
         for index, spec in enumerate(self._signature.states):
             for scale in _DISTURBANCES:
                 other = list(states)
                 other[index] = self._samples.disturbed(states[index], scale)
                 try:
-                    change, _ = _compare(self._outputs(inputs, other), baseline)
+                    change, _ = compare(self._outputs(inputs, other), baseline)
                 except ERRORS:  # such as a counter that left its table: it is read
                     break
                 if change > noise:
@@ -173,7 +173,7 @@ def _pieces(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return sizes[:1]
 
 
-def _compare(found: Sequence[Array], expected: Sequence[Array]) -> tuple[float, bool]:
+def compare(found: Sequence[Array], expected: Sequence[Array]) -> tuple[float, bool]:
     """The largest difference, of values above 1 relative to them, and whether all are within their tolerance."""
     worst, good = 0.0, True
     for ours, theirs in zip(found, expected, strict=True):

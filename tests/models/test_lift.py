@@ -1,0 +1,156 @@
+from pathlib import Path
+
+import graphs
+import numpy as np
+import pytest
+from onnx import helper
+
+from recurra.models import Model, ModelRefused, layers, load
+
+
+def fresh(model: Model, rows: int) -> list[graphs.Array]:
+    return [np.stack([state.fresh] * rows, axis=state.batch_axis) for state in model.signature.states]
+
+
+def chunked(model: Model, x: graphs.Array, sizes: tuple[int, ...]) -> tuple[graphs.Array, list[graphs.Array]]:
+    states, outputs, start = fresh(model, len(x)), [], 0
+    for size in sizes:
+        (y,), states = model.program.run([x[:, start : start + size]], states)
+        outputs.append(y)
+        start += size
+    return np.concatenate(outputs, axis=1), states
+
+
+@pytest.mark.parametrize("op", ["RNN", "GRU", "LSTM"])
+@pytest.mark.parametrize("initial", ["missing", "zeros", "learned"])
+@pytest.mark.parametrize("time_major", [False, True])
+def test_chunks_of_a_lifted_model_are_one_long_run(tmp_path: Path, op: str, initial: str, time_major: bool):  # noqa: FBT001
+    built, weights = graphs.native(op, layers=2, initial=initial, time_major=time_major)
+    model = load(graphs.write(built, tmp_path), provider="cpu")
+    kinds = "hc" if op == "LSTM" else "h"
+    assert [state.name for state in model.signature.states] == [
+        f"{op.lower()}_{layer}/{kind}" for layer in (1, 2) for kind in kinds
+    ]
+    assert model.self_test.chunked
+    assert model.self_test.batched
+    assert model.max_batch == 256
+    x = np.random.default_rng(3).normal(size=(3, 8, 3)).astype(np.float32)
+    y, states = chunked(model, x, (4, 1, 3))
+    expected, ends = x, []
+    for layer, each in enumerate(weights, start=1):
+        start = next(state.fresh for state in model.signature.states if state.name == f"{op.lower()}_{layer}/h")
+        assert start.any() == (initial == "learned")
+        expected, h, c = graphs.oracle(each, expected, np.repeat(start, 3, axis=0))
+        ends += [h, c] if op == "LSTM" else [h]
+    np.testing.assert_allclose(y, expected, atol=2e-6)
+    for state, end in zip(states, ends, strict=True):
+        np.testing.assert_allclose(state[0], end, atol=2e-6)
+        assert state.flags.c_contiguous
+
+
+@pytest.mark.parametrize("direction", ["reverse", "bidirectional"])
+def test_a_layer_that_runs_against_time_is_lifted_and_flagged(tmp_path: Path, direction: str):
+    built, (weights,) = graphs.native("GRU", direction=direction)
+    model = load(graphs.write(built, tmp_path), provider="cpu")
+    assert not model.self_test.chunked
+    assert "Keras" in model.self_test.notes[0]
+    assert model.self_test.batched
+    x = np.random.default_rng(3).normal(size=(2, 7, 3)).astype(np.float32)
+    y, states = chunked(model, x, (4, 3))
+    # Keras' semantics: the reverse direction sees each chunk alone, and carries its state from chunk to chunk.
+    last = 1 if direction == "bidirectional" else 0
+    first, h, _ = graphs.oracle(weights, x[:, 3::-1], np.zeros((2, 8)), direction=last)
+    second, h, _ = graphs.oracle(weights, x[:, :3:-1], h, direction=last)
+    np.testing.assert_allclose(y[..., -8:], np.concatenate([first[:, ::-1], second[:, ::-1]], axis=1), atol=1e-6)
+    np.testing.assert_allclose(states[0][last], h, atol=1e-6)
+
+
+def test_a_frozen_stateful_state_is_refused(tmp_path: Path):
+    built, _ = graphs.native(initial="frozen")
+    with pytest.raises(ModelRefused, match="stateful=False"):
+        load(graphs.write(built, tmp_path), provider="cpu")
+
+
+def test_the_last_output_alone_has_no_time_axis(tmp_path: Path):
+    built, (weights,) = graphs.native(last_only=True)
+    model = load(graphs.write(built, tmp_path), provider="cpu")
+    assert not model.signature.outputs[0].has_time_axis
+    x = np.random.default_rng(3).normal(size=(2, 5, 3)).astype(np.float32)
+    (y,), _ = model.program.run([x], fresh(model, 2))
+    np.testing.assert_allclose(y, graphs.oracle(weights, x, np.zeros((2, 8)))[1], atol=1e-6)
+
+
+def test_a_state_that_is_an_output_already_stays_one(tmp_path: Path):
+    built, _ = graphs.native("GRU")
+    built.graph.node[1].output.append("final")
+    built.graph.output.append(graphs.info("final", [1, "batch", 8]))
+    model = load(graphs.write(built, tmp_path), provider="cpu")
+    assert [spec.name for spec in model.signature.outputs] == ["y", "final"]
+    (_, final), (state,) = model.program.run([np.ones((2, 3, 3), np.float32)], fresh(model, 2))
+    np.testing.assert_array_equal(final[:, 0], state[0])
+
+
+def test_some_states_may_be_exposed_and_others_lifted(tmp_path: Path):
+    """A GRU with its state exposed and a second one on top that keeps its own."""
+    built, _ = graphs.gru_exposed()
+    top = graphs.Weights.draw("GRU", 8, 8, seed=7)
+    graph = built.graph
+    graph.initializer.extend(top.initializers("top"))
+    graph.node[-1].output[0] = "middle"
+    graph.node.extend(
+        [
+            helper.make_node("Transpose", ["middle"], ["middle_time"], perm=[1, 0, 2]),
+            helper.make_node(
+                "GRU", ["middle_time", "top_w", "top_r", "top_b"], ["top_y"], hidden_size=8, name="/top/GRU"
+            ),
+            helper.make_node("Squeeze", ["top_y", "one"], ["top_out"]),
+            helper.make_node("Transpose", ["top_out"], ["y"], perm=[1, 0, 2]),
+        ]
+    )
+    model = load(graphs.write(built, tmp_path), provider="cpu")
+    assert [(state.name, state.layer) for state in model.signature.states] == [("h0", "gru_1"), ("top/h", "top")]
+
+
+def test_an_initial_state_computed_from_the_data_is_refused(tmp_path: Path):
+    built, _ = graphs.native("GRU", features=8)
+    graph = built.graph
+    graph.node.insert(1, helper.make_node("ReduceMean", ["x_time"], ["start"], axes=[0], keepdims=1))
+    graph.node[2].input.extend(["", "start"])
+    with pytest.raises(ModelRefused, match=r"GRU node 'l0_y' starts from a state that is computed from the data \(x\)"):
+        load(graphs.write(built, tmp_path), provider="cpu")
+
+
+def test_an_initial_state_without_a_final_one_is_refused(tmp_path: Path):
+    built, _ = graphs.gru_exposed()
+    gru = next(node for node in built.graph.node if node.op_type == "GRU")
+    gru.input[5] = "h0"
+    del built.graph.output[1]
+    with pytest.raises(ModelRefused, match="starts from the input 'h0', but its final state is no output"):
+        load(graphs.write(built, tmp_path), provider="cpu")
+
+
+def test_a_layout_that_the_runtime_lacks_is_refused(tmp_path: Path):
+    built, _ = graphs.native("GRU", attributes={"layout": 1})
+    with pytest.raises(ModelRefused, match="layout=1"):
+        load(graphs.write(built, tmp_path), provider="cpu")
+
+
+def test_a_node_in_a_branch_that_keeps_its_state_is_refused(tmp_path: Path):
+    built, _ = graphs.branching_gru(exposed=False)
+    with pytest.raises(ModelRefused, match="gru' lies in a branch"):
+        load(graphs.write(built, tmp_path), provider="cpu")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["/lstm/LSTM", "/lstm/LSTM_1"], ["lstm", "lstm_1"]),
+        (["/encoder/rnn/LSTM", "/decoder/rnn/LSTM"], ["rnn", "rnn_1"]),
+        (["StatefulPartitionedCall/sequential_1/lstm_1/PartitionedCall/LSTM__12"], ["lstm_1"]),
+        (["", ""], ["lstm_1", "lstm_2"]),
+        (["LSTM_7", "lstm_2"], ["lstm_1", "lstm_2"]),
+        (["a/b", "a/b", "b_1"], ["b", "b_2", "b_1"]),
+    ],
+)
+def test_layers_are_named_as_the_file_names_them(names: list[str], expected: list[str]):
+    assert layers.names([helper.make_node("LSTM", [], [], name=name) for name in names]) == expected
