@@ -414,3 +414,44 @@ def branching_gru(*, hidden: int = 8, exposed: bool = True) -> tuple[ModelProto,
         inputs.append(info("memory_a", [1, "batch", hidden]))
         outputs.append(info("memory_b", [1, "batch", hidden]))
     return model(nodes, inputs, outputs, weights), drawn
+
+
+def voice_detector(*, taps: int = 4, frame: int = 8, hidden: int = 4) -> tuple[ModelProto, Weights]:
+    """As voice detectors are exported: audio (N, samples), state (2, N, H) with h and c, rate () to p (N, 1), stateN.
+
+    It wants `taps` samples of context in front of each frame; the frame's sums over four halves are one timestep of an
+    LSTM inside.
+    """
+    drawn = Weights.draw("LSTM", 4, hidden)
+    nodes = [
+        helper.make_node("Reshape", ["audio", "quarters"], ["parts"]),
+        helper.make_node("ReduceSum", ["parts", "last_axis"], ["sums"], keepdims=0),
+        helper.make_node("Unsqueeze", ["sums", "zero"], ["step"]),
+        helper.make_node("Split", ["state"], ["h0", "c0"], axis=0),
+        helper.make_node("LSTM", ["step", "l_w", "l_r", "l_b", "", "h0", "c0"], ["", "h1", "c1"], hidden_size=hidden),
+        helper.make_node("Concat", ["h1", "c1"], ["stateN"], axis=0),
+        helper.make_node("Squeeze", ["h1", "zero"], ["h_flat"]),
+        helper.make_node("ReduceSum", ["h_flat", "last"], ["summed"], keepdims=1),
+        helper.make_node("Cast", ["rate"], ["rate_float"], to=FLOAT),
+        helper.make_node("Div", ["summed", "rate_float"], ["p"]),
+    ]
+    weights = [
+        *drawn.initializers("l"),
+        const("quarters", [-1, 4, (frame + taps) // 4]),
+        const("last_axis", [2]),
+        const("last", [1]),
+        const("zero", [0]),
+    ]
+    inputs = [info("audio", [None, None]), info("state", [2, None, hidden]), info("rate", [], INT64)]
+    outputs = [info("p", [None, 1]), info("stateN", [None, None, None])]
+    return model(nodes, inputs, outputs, weights), drawn
+
+
+def lstm_with_lengths() -> ModelProto:
+    """An LSTM that reads its chunk's lengths from an input, as an export of packed sequences does."""
+    built = lstm()
+    built.graph.input.append(info("lengths", ["batch"], INT64))
+    node = next(each for each in built.graph.node if each.op_type == "LSTM")
+    node.input.append("lengths32")
+    built.graph.node.insert(0, helper.make_node("Cast", ["lengths"], ["lengths32"], to=TensorProto.INT32))
+    return built

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import graphs
 import numpy as np
+import onnx
 import pytest
 from onnx import helper
 
@@ -137,3 +138,32 @@ def test_a_model_without_a_state_is_refused(tmp_path: Path):
     built = graphs.model([node], [graphs.info("x", ["n", 3])], [graphs.info("y", ["n", 3])])
     with pytest.raises(ModelRefused, match=r"no state found: .* list the pairs in model.toml"):
         load(graphs.write(built, tmp_path), provider="cpu")
+
+
+def test_a_loop_that_may_hold_the_state_is_named(tmp_path: Path):
+    body = helper.make_graph(
+        [
+            helper.make_node("Add", ["carried", "x"], ["next"]),
+            helper.make_node("Identity", ["going"], ["still"]),
+        ],
+        "body",
+        [
+            graphs.info("step", [], graphs.INT64),
+            graphs.info("going", [], onnx.TensorProto.BOOL),
+            graphs.info("carried", ["n", 3]),
+        ],
+        [graphs.info("still", [], onnx.TensorProto.BOOL), graphs.info("next", ["n", 3])],
+    )
+    nodes = [
+        helper.make_node("Loop", ["count", "", "x"], ["last"], body=body, name="time_loop"),
+        helper.make_node("Concat", ["last", "last"], ["y"], axis=1),
+    ]
+    built = graphs.model(nodes, [graphs.info("x", ["n", 3])], [graphs.info("y", ["n", 6])], [graphs.const("count", 2)])
+    with pytest.raises(ModelRefused, match=r"Loop node 'time_loop' may hold one"):
+        load(graphs.write(built, tmp_path), provider="cpu")
+
+
+def test_data_of_two_moments_is_no_state_beside_a_native_node():
+    names = ["last_price", "x"], ["next_price", "y"]
+    assert list(stems.matches(*names)) == [("last_price", "next_price")]
+    assert list(stems.matches(*names, strict=True)) == []

@@ -3,6 +3,7 @@ from pathlib import Path
 import graphs
 import numpy as np
 import pytest
+from onnx import helper
 
 from recurra.models import ModelRefused, load
 
@@ -175,3 +176,51 @@ def test_a_missing_gpu_is_told(tmp_path: Path):
     if "CUDAExecutionProvider" not in model.providers:
         with pytest.raises(ModelRefused, match="no GPU can be used"):
             load(folder, provider="cuda")
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_voice_detector_with_state_context_and_rate_is_served(tmp_path: Path, timed: bool):  # noqa: FBT001
+    """A frame is one timestep of eight samples, or a chunk of eight timesteps of one sample, as the user likes."""
+    built, weights = graphs.voice_detector()
+    axis = "1" if timed else "false"
+    toml = f"[inputs.audio]\ntime_axis = {axis}\ncontext = 4\nchunk_sizes = [8]\n[inputs.rate]\nconstant = 2\n"
+    model = load(graphs.write(built, tmp_path, toml=toml), provider="cpu")
+    (spec,) = model.signature.inputs
+    assert spec.shape == (() if timed else (8,))
+    assert model.signature.chunk_sizes == ((8,) if timed else ())
+    assert [(state.name, state.shape, state.batch_axis) for state in model.signature.states] == [
+        ("state", (2, 4), 1),
+        ("audio/context", (4,), 0),
+    ]
+    assert model.max_batch == 256
+    audio = RANDOM.normal(size=(3, 5, 8)).astype(np.float32)
+    states = [np.zeros((2, 3, 4), np.float32), np.zeros((3, 4), np.float32)]
+    if timed:
+        parts = []
+        for frame in range(5):
+            (p,), states = model.program.run([audio[:, frame]], states)
+            parts.append(p)
+        found = np.stack(parts, axis=1)
+    else:
+        (found,), _ = model.program.run([audio], states)
+    line = np.pad(audio.reshape(3, 40), ((0, 0), (4, 0)))
+    frames = np.stack([line[:, start : start + 12].reshape(3, 4, 3).sum(2) for start in range(0, 40, 8)], axis=1)
+    expected = graphs.oracle(weights, frames, np.zeros((3, 4)))[0].sum(2, keepdims=True) / 2
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_lengths_that_native_nodes_read_are_those_of_the_chunk(tmp_path: Path):
+    model = load(graphs.write(graphs.lstm_with_lengths(), tmp_path), provider="cpu")
+    assert [spec.name for spec in model.signature.inputs] == ["x"]
+    assert model.self_test.chunked
+    assert model.max_batch == 256
+
+
+def test_a_table_indexed_through_a_cast_bounds_its_input(tmp_path: Path):
+    """As Keras exports an Embedding."""
+    built, _, _ = graphs.embedding_gru(words=5)
+    built.graph.input[0].CopyFrom(graphs.info("tokens", ["batch", "time"], graphs.FLOAT))
+    built.graph.node[0].input[1] = "indices"
+    built.graph.node.insert(0, helper.make_node("Cast", ["tokens"], ["indices"], to=graphs.INT64))
+    model = load(graphs.write(built, tmp_path), provider="cpu")
+    assert model.signature.inputs[0].bounds == (0, 4)

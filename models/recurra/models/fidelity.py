@@ -23,7 +23,7 @@ def check(original: bytes, lifted: Program) -> tuple[str, ...]:
     fed, _ = lifted.feed(lifted.step(inputs, 0) if layout.stepwise else inputs, samples.fresh(1))
     names = [port.spec.name for port in layout.outputs]
     try:
-        session = Session(original, "cpu")
+        session = Session(original, "cuda" if lifted.on_gpu else "cpu")
         expected = session.run(names, {name: array for name, array in fed.items() if name in session.inputs})
     except _FAILURES as failure:
         # Such as a file frozen at a batch of four, which the lift set free.

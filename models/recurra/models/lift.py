@@ -9,7 +9,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from recurra.models import initial, layers
-from recurra.models.flow import KINDS
+from recurra.models.flow import KINDS, Flow
 from recurra.models.graph import ancestors, attribute, constants, data_inputs, is_recurrent, label, walk
 from recurra.models.pairs import Pair
 from recurra.models.refusal import ModelRefused
@@ -30,7 +30,7 @@ def lift(model: ModelProto, known: Iterable[Pair] = ()) -> list[Pair]:
     graph = model.graph
     exposed = {pair.input for pair in known}
     nodes = [node for node in graph.node if is_recurrent(node)]
-    _refuse_nested(graph, nodes)
+    _refuse_nested(graph)
     # All initial values first: an evaluation must see the graph as it came.
     fresh = [{kind: _fresh(model, node, kind, exposed) for kind in _kinds(node)} for node in nodes]
     pairs = []
@@ -45,14 +45,17 @@ def _kinds(node: NodeProto) -> tuple[str, ...]:
     return ("h", "c") if node.op_type == "LSTM" else ("h",)
 
 
-def _refuse_nested(graph: GraphProto, top: list[NodeProto]) -> None:
-    """A node in a branch or body is served only where its state comes in from outside; that is told by its input."""
-    tops = {id(node) for node in top}
-    for node in filter(is_recurrent, walk(graph)):
-        if id(node) not in tops and not _source(node, "h"):
+def _refuse_nested(graph: GraphProto) -> None:
+    """A node in a branch or body is served only where its state comes in from outside."""
+    flow = Flow(graph)
+    fixed = {tensor.name for tensor in graph.initializer}
+    fixed.update(node.output[0] for node in walk(graph) if node.op_type in ("Constant", "ConstantOfShape"))
+    for site in flow.sites:
+        starts = site.inputs[KINDS["h"][0] :][:1]
+        if site.nested and {name for start in starts for _, name in flow.origins(start)} <= fixed:
             raise ModelRefused(
-                f"{label(node)} lies in a branch or loop body and starts from zeros at every call: its state cannot "
-                "be lifted yet; export it without control flow, or with its state as input and output"
+                f"{label(site.node)} lies in a branch or loop body and starts from the same state at every call: this "
+                "cannot be lifted yet; export it without control flow, or with its state as input and output"
             )
 
 

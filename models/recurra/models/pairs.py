@@ -11,7 +11,7 @@ from onnx import GraphProto, ValueInfoProto
 from recurra.models import layers, stems
 from recurra.models.config import StateConfig
 from recurra.models.flow import KINDS, Flow
-from recurra.models.graph import Dims, data_inputs, dims_of
+from recurra.models.graph import Dims, data_inputs, dims_of, is_recurrent, walk
 from recurra.models.refusal import ModelRefused
 from recurra.models.signature import Array
 
@@ -67,7 +67,8 @@ def find(graph: GraphProto, known: Iterable[Pair] = (), constants: Iterable[str]
     taken = {pair.input for pair in pairs} | {pair.output for pair in pairs}
     free_inputs = [value for value in inputs if value.name not in taken]
     free_outputs = [value for value in graph.output if value.name not in taken]
-    for before, after in stems.matches([value.name for value in free_inputs], [value.name for value in free_outputs]):
+    names = [value.name for value in free_inputs], [value.name for value in free_outputs]
+    for before, after in stems.matches(*names, strict=any(map(is_recurrent, walk(graph)))):
         if len(pairs) - len(known) < len(inputs) - 1 and _alike(graph, before, after):
             layer = stems.layer(before)
             pairs.append(Pair(before, layer, before, after, origin="names"))

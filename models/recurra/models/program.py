@@ -30,6 +30,11 @@ class Program:
         self.providers = self._session.providers
         self.nodes = self._session.nodes
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the GPU is preferred."""
+        return self._session.on_gpu
+
     def run(self, inputs: Sequence[Array], states: Sequence[Array]) -> tuple[list[Array], list[Array]]:
         """Advances N sessions by a chunk of T timesteps, both at least 1.
 

@@ -53,6 +53,11 @@ class Session:
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self.nodes = self._placement()
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the GPU is preferred."""
+        return _CUDA in self.providers
+
     def run(self, outputs: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:
         """The named outputs. The runtime's exceptions, one of ERRORS, are the caller's."""
         results: list[Array] = self._session.run(outputs, feed)

@@ -71,18 +71,21 @@ def stem(name: str) -> tuple[str, ...]:
     return tuple(word[0] if re.fullmatch(r"[hc][n0t]", word) else word for word in left)
 
 
-def is_temporal(before: str, after: str) -> bool:
-    """Whether the names speak of a state, not only of an input and an output: audio_in, audio_out do not."""
+def speak_of_state(before: str, after: str, *, strict: bool) -> bool:
+    """Whether two names are a state's, not only an input's and an output's: audio_in, audio_out are not.
+
+    With `strict` a word of time is not enough: last_price, next_price are data where something else is the state.
+    """
     words = {*tokens(before), *tokens(after)}
-    return bool(words & (_TIME | _STATE))
+    return bool(words & (_STATE if strict else _TIME | _STATE))
 
 
-def matches(inputs: Sequence[str], outputs: Sequence[str]) -> Iterator[tuple[str, str]]:
+def matches(inputs: Sequence[str], outputs: Sequence[str], *, strict: bool = False) -> Iterator[tuple[str, str]]:
     """Pairs of names of one stem that no other name has, and that speak of a state."""
     for before in inputs:
         same = [after for after in outputs if stem(after) == stem(before)]
         twins = [other for other in inputs if stem(other) == stem(before)]
-        if len(same) == 1 and len(twins) == 1 and stem(before) and is_temporal(before, same[0]):
+        if len(same) == 1 and len(twins) == 1 and stem(before) and speak_of_state(before, same[0], strict=strict):
             yield before, same[0]
 
 
