@@ -38,7 +38,7 @@ HEADER: Final = np.dtype(
         ("position", "<u8"),
         ("update_ms", "<u8"),
         ("expire_ms", "<u8"),
-        ("checksum", "<u8"),  # the body's 64-bit words, added up
+        ("checksum", "<u8"),  # the record's other 64-bit words, added up
         ("name_bytes", "<u2"),
         ("name_width", "<u2"),
         ("state_bytes", "<u4"),
@@ -93,7 +93,9 @@ def pack(headers: Array, names: Array, state: Array, reply: Array) -> NDArray[np
     records[:, size + width : state_end] = state
     records[:, state_end : state_end + reply.shape[1]] = reply
     headers["name_width"], headers["state_bytes"], headers["reply_bytes"] = width, state.shape[1], reply.shape[1]
-    headers["checksum"] = records[:, size:].view("<u8").sum(1, dtype=np.uint64)
+    headers["checksum"] = 0
+    records[:, :size] = headers.view(np.uint8).reshape(rows, size)
+    headers["checksum"] = records.view("<u8").sum(1, dtype=np.uint64)
     records[:, :size] = headers.view(np.uint8).reshape(rows, size)
     return records
 
@@ -103,20 +105,21 @@ def unpack(data: bytes, identity_: bytes) -> Record:
     size = HEADER.itemsize
     header = np.frombuffer(data[:size].ljust(size, b"\0"), HEADER)
     fields = header[0]
-    if int(fields["format"]) != FORMAT:
-        if int(fields["format"]) & 0xFFFFFF == FORMAT & 0xFFFFFF:
+    found = int(fields["format"])
+    if found != FORMAT:
+        if found > FORMAT and found & 0xFFFFFF == FORMAT & 0xFFFFFF:
             raise DataLoss(
-                f"the session's record has format {data[3]}, this release reads format 1: serve it with a newer release"
+                f"the session's record has format {found >> 24}, this release reads format 1: "
+                "serve it with a newer release"
             )
         raise DataLoss("the session's record is not one of Recurra's")
     name_end = size + int(fields["name_width"])
     state_end = name_end + int(fields["state_bytes"])
     reply_end = state_end + int(fields["reply_bytes"])
-    body = data[size:]
     if (
         len(data) != size + _words(reply_end - size)
         or fields["identity"].tobytes() != identity_
-        or int(np.frombuffer(body, "<u8").sum(dtype=np.uint64)) != int(fields["checksum"])
+        or int(np.frombuffer(data, "<u8").sum(dtype=np.uint64)) != 2 * int(fields["checksum"]) % (1 << 64)
     ):
         raise DataLoss("the session's record in the store is corrupt: end the session and start it anew")
     name = data[size : size + int(fields["name_bytes"])].decode()
