@@ -35,8 +35,10 @@ from recurra.wire.errors import (
 
 Array = NDArray[Any]
 
-_MAX_FLIGHTS: Final = 8  # batches on their way to the store
+_MAX_FLIGHTS: Final = 2  # batches on their way to the store: one more is run meanwhile, the next ones grow
 _MAX_TRIES: Final = 4
+_PIECE: Final = 32  # timesteps of a long chunk that are run at once; then other sessions have their turn
+_QUIET_TURNS, _MOST_TURNS = 6, 64  # turns of the event loop: see Engine._arrive
 _KEPT_REPLIES: Final = 4096
 _METRIC_KINDS: Final[dict[Kind, MetricKind]] = {
     Kind.PREDICT: "predict",
@@ -67,7 +69,13 @@ class Engine:
         self._metrics, self._limits = metrics, limits
         self._prefix = record.key_prefix("default", model.name)
         self._layout = np.frombuffer(model.layout, "<u8")
-        self._axes = [state.batch_axis for state in model.signature.states]
+        signature = model.signature
+        self._cuttable = (  # a long chunk may be run in pieces
+            model.self_test.chunked
+            and not signature.chunk_sizes
+            and all(spec.has_time_axis for spec in signature.inputs)
+        )
+        self._axes = [state.batch_axis for state in signature.states]
         self.slots = Slots(limits.slots, self._prefix)
         self._scheduler = Scheduler(max_batch=model.max_batch, slots=limits.slots + 1)
         self._commits = Commits(
@@ -154,18 +162,37 @@ class Engine:
         cold = self.slots.to_load()
         if len(cold):
             tasks.create_task(self._load(cold), name=f"load for {self.model.name}")
+        await self._arrive()
         parts, late = self._scheduler.next(self._clock.monotonic(), self.slots.ready)
         for part in late:
             self._refuse(part, DeadlineExceeded("its deadline passed in the queue"))
         admitted = [part for part in map(self._admit, parts) if len(part.rows)]
         if admitted:
-            await self._step(Batch(admitted))
+            batch = Batch(admitted)
+            if batch.head.timesteps > _PIECE and self._cuttable:
+                self.slots.run_long(batch.slots, running=True)
+                tasks.create_task(self._step_long(batch), name=f"long chunk for {self.model.name}")
+            else:
+                await self._step(batch)
             while len(self._commits) >= _MAX_FLIGHTS:
                 self._wake.clear()
                 await self._wake.wait()
         elif not parts:
             self._wake.clear()
             await self._wake.wait()
+
+    async def _arrive(self) -> None:
+        """Let calls come in that have reached the sockets already, if there are several callers.
+
+        gRPC takes one call a turn of the event loop: without this, turns spent on batches of one keep batches at one.
+        """
+        quiet = 0
+        for _ in range(_MOST_TURNS):
+            if self._busy < 2 or quiet == _QUIET_TURNS or self._scheduler.queued >= self.model.max_batch:  # noqa: PLR2004
+                break
+            before = self._sequence
+            await asyncio.sleep(0)
+            quiet = quiet + 1 if before == self._sequence else 0
 
     async def _load(self, slots: Rows) -> None:
         """Read these sessions from the store into their slots."""
@@ -261,32 +288,67 @@ class Engine:
 
     # ---- run and commit
 
+    async def _step_long(self, batch: Batch) -> None:
+        try:
+            await self._step(batch)
+        finally:
+            self.slots.run_long(batch.slots, running=False)
+            self._wake.set()
+
     async def _step(self, batch: Batch) -> None:
         states = self._runner.gather(batch.slots)
         rebased = batch.give(states, self._axes)
-        began = self._clock.monotonic()
-        if batch.head.kind is Kind.PREDICT:
-            self._metrics.observe_stage("queue", began - batch.head.arrival)
-            try:
-                step = await self._runner.run(batch.inputs, states)
-            except Exception as error:  # noqa: BLE001 # whatever the runtime raises is this batch's, not the server's
-                await self._step_alone(batch, error)
-                return
-            self._metrics.observe_stage("run", self._clock.monotonic() - began)
-            self._metrics.observe_batch(len(batch))
-            self._metrics.count_timesteps(len(batch) * batch.head.timesteps)
-        else:
-            step = Step([], states)
-        finite = self._finite(step.states, len(batch))
-        if not finite.all():
+        epochs = self.slots.epoch[batch.slots]
+        try:
+            step = await self._run(batch, states)
+        except Exception as error:  # noqa: BLE001 # whatever the runtime raises is this batch's, not the server's
+            await self._step_alone(batch, error)
+            return
+        if not all(state.dtype.kind != "f" or np.isfinite(state).all() for state in step.states):
             await self._step_alone(batch, FloatingPointError("the new state is not finite"))
             return
+        current = self.slots.epoch[batch.slots] == epochs
+        if not current.all():  # an earlier commit failed meanwhile: these rows were run from a state that never was
+            for block, rows in batch.only(~current).parts:
+                self._redo(block, rows)
+            if not current.any():
+                return
+            batch, rebased = batch.only(current), rebased[current]
+            step = Step(
+                [output[current] for output in step.outputs],
+                [state.compress(current, axis) for state, axis in zip(step.states, self._axes, strict=True)],
+            )
         try:
             self._finish(batch, step, rebased)
-        except Exception as error:  # noqa: BLE001 # outputs that do not fit together are this batch's fault, not the server's
+        except Exception as error:  # noqa: BLE001 # outputs that do not fit together are this batch's fault
             self.slots.give_up(batch.slots)
             for part in batch.parts:
                 self._refuse(part, RunFailed(f"the model's outputs could not be kept: {error}"))
+
+    async def _run(self, batch: Batch, states: list[Array]) -> Step:
+        """Run a batch on the device, a long chunk in pieces."""
+        if batch.head.kind is not Kind.PREDICT:
+            return Step([], states)
+        began, timesteps = self._clock.monotonic(), batch.head.timesteps
+        self._metrics.observe_stage("queue", began - batch.head.arrival)
+        if timesteps <= _PIECE or not self._cuttable:
+            step = await self._runner.run(batch.inputs, states)
+        else:
+            pieces = []
+            for start in range(0, timesteps, _PIECE):
+                pieces.append(await self._runner.run([x[:, start : start + _PIECE] for x in batch.inputs], states))
+                states = pieces[-1].states
+            step = Step(self._joined([piece.outputs for piece in pieces]), states)
+        self._metrics.observe_stage("run", self._clock.monotonic() - began)
+        self._metrics.observe_batch(len(batch))
+        self._metrics.count_timesteps(len(batch) * timesteps)
+        return step
+
+    def _joined(self, pieces: list[list[Array]]) -> list[Array]:
+        return [
+            np.concatenate(outputs, axis=1) if spec.has_time_axis else outputs[-1]
+            for spec, outputs in zip(self.model.signature.outputs, zip(*pieces, strict=True), strict=True)
+        ]
 
     async def _step_alone(self, batch: Batch, error: Exception) -> None:
         """A batch failed: each operation alone, so that only the bad ones fail."""
@@ -318,12 +380,6 @@ class Engine:
         else:
             self._commits.hold(batch, outputs, told, rebased)
         self._metrics.observe_stage("pack", self._clock.monotonic() - began)
-
-    @staticmethod
-    def _finite(states: list[Array], rows: int) -> NDArray[np.bool_]:
-        if all(state.dtype.kind != "f" or np.isfinite(state).all() for state in states):
-            return np.ones(rows, bool)
-        return np.zeros(rows, bool)
 
     # ---- the end of an operation
 

@@ -30,6 +30,7 @@ class Slots:
         names: (slots, NAME_BYTES) uint8.
         status: (slots,) COLD, LOADING or HOT.
         ready: (slots,) bool, HOT; what the scheduler asks.
+        running: (slots,) bool, a long chunk is being run, and nothing else of this session meanwhile.
         pins: (slots,) operations queued, running or in flight.
         epoch: (slots,) counts how often what is in the slot was given up.
         read_at: (slots,) the engine's sequence number when what is in the slot was asked of the store; 0 once changed.
@@ -46,6 +47,7 @@ class Slots:
         self.names = np.zeros((count, record.NAME_BYTES), np.uint8)
         self.status = np.zeros(count, np.uint8)
         self.ready = np.zeros(count, bool)
+        self.running = np.zeros(count, bool)
         self.pins = np.zeros(count, np.int64)
         self.epoch = np.zeros(count, np.int64)
         self.read_at = np.zeros(count, np.int64)
@@ -112,7 +114,13 @@ class Slots:
     def install(self, slots: Array, headers: Array) -> None:
         """The store was read: the sessions stand at `headers`, (N,) HEADER."""
         self.headers[slots] = headers
-        self.status[slots], self.ready[slots] = HOT, True
+        self.status[slots], self.ready[slots] = HOT, ~self.running[slots]
+
+    def run_long(self, slots: Array, *, running: bool) -> None:
+        """A long chunk of these sessions begins, or ends."""
+        slots = slots[slots > 0]
+        self.running[slots] = running
+        self.ready[slots] = (self.status[slots] == HOT) & ~self.running[slots]
 
     def _touch(self, slots: Array | int) -> None:
         self._tick += 1

@@ -47,7 +47,7 @@ class RedisStore:
         """
         wire = commit.commands(keys, expected, records, ttl_ms)
         began = time.perf_counter()
-        replies = await self._pipe.send(memoryview(wire).cast("B"), len(wire))
+        replies = await self._pipe.send(wire.data.cast("B"), len(wire))
         self._observe("commit", time.perf_counter() - began)
         if replies.count(commit.APPLIED) == len(replies):
             return replies
@@ -57,7 +57,7 @@ class RedisStore:
         """The records at `keys`, (N, K) uint8; None where nothing is. Raises StoreUnavailable."""
         wire = commit.reads(keys)
         began = time.perf_counter()
-        replies = await self._pipe.send(memoryview(wire).cast("B"), len(wire))
+        replies = await self._pipe.send(wire.data.cast("B"), len(wire))
         self._observe("read", time.perf_counter() - began)
         return [_told(reply) for reply in replies]
 
@@ -90,7 +90,7 @@ class RedisStore:
         lost = [row for row, reply in enumerate(replies) if isinstance(reply, ReplyError) and "NOSCRIPT" in str(reply)]
         if lost:
             loading = self._pipe.command(*_LOAD_SCRIPT)
-            again = await self._pipe.send(memoryview(wire[lost]).cast("B"), len(lost))
+            again = await self._pipe.send(wire[lost].data.cast("B"), len(lost))
             await loading
             for row, reply in zip(lost, again, strict=True):
                 replies[row] = reply

@@ -1,0 +1,102 @@
+"""Loads: N sessions that predict one timestep after another, by calls, by streams of one, and by frames.
+
+Messages are made from the stubs, not the SDK, so that the client leaves the machine to the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from dataclasses import dataclass, field
+
+import grpc.aio
+import numpy as np
+
+from recurra.v1 import inference_pb2, inference_pb2_grpc, session_pb2
+from recurra.wire.tensors import to_tensor
+
+_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+
+
+@dataclass
+class Load:
+    """What a load did. `latencies` in seconds, a message each."""
+
+    timesteps: int = 0
+    seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+
+
+class Sessions:
+    """N sessions of the model "lstm" and their random input."""
+
+    def __init__(self, address: str, count: int, features: int = 64) -> None:
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._names = [f"{os.urandom(4).hex()}-{index}" for index in range(count)]
+        self._input = np.random.default_rng(0).normal(size=(count, 1, features)).astype(np.float32)
+        self._last = [b""] * count
+        self._load = Load()
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def unary(self, seconds: float) -> Load:
+        """Each session calls again as soon as it is answered."""
+        return await self._run(self._unary, seconds)
+
+    async def streams(self, seconds: float) -> Load:
+        """Each session has a stream of its own, one frame of one in flight."""
+        return await self._run(lambda index, until: self._frames([index], until), seconds)
+
+    async def frames(self, seconds: float, streams: int = 2) -> Load:
+        """All sessions together on each of a few streams' frames, one frame in flight a stream."""
+        groups = np.array_split(np.arange(len(self._names)), 1)
+        many = [list(group) for group in groups]
+        return await self._run(
+            lambda index, until: self._frames(many[index], until), seconds, len(many) * (streams > 0)
+        )
+
+    async def _run(self, one, seconds: float, count: int | None = None) -> Load:  # type: ignore[no-untyped-def]
+        self._load = Load()
+        began = time.perf_counter()
+        await asyncio.gather(*(one(index, began + seconds) for index in range(count or len(self._names))))
+        self._load.seconds = time.perf_counter() - began
+        return self._load
+
+    def _count(self, timesteps: int, began: float) -> None:
+        self._load.timesteps += timesteps
+        self._load.latencies.append(time.perf_counter() - began)
+
+    async def _unary(self, index: int, until: float) -> None:
+        request = inference_pb2.PredictRequest(
+            model="lstm", session=self._names[index], inputs=[to_tensor(self._input[index])]
+        )
+        while (began := time.perf_counter()) < until:
+            new = os.urandom(16)
+            request.operation.CopyFrom(session_pb2.Operation(id=new, after=self._last[index]))
+            await self._stub.Predict(request)
+            self._last[index] = new
+            self._count(1, began)
+
+    async def _frames(self, members: list[int], until: float) -> None:
+        call, count = self._stub.StreamPredict(), len(members)
+        names = [self._names[index] for index in members]
+        bind = inference_pb2.Bind(model="lstm", sessions=names, handles=range(count))
+        await call.write(inference_pb2.StreamPredictRequest(bind=bind))
+        handles, tensor = np.arange(count, dtype="<u4").tobytes(), to_tensor(self._input[members])
+        last = b"".join(self._last[index] or bytes(16) for index in members)
+        while (began := time.perf_counter()) < until:
+            new = os.urandom(16 * count)
+            frame = inference_pb2.Frame(handles=handles, ids=new, afters=last, inputs=[tensor])
+            await call.write(inference_pb2.StreamPredictRequest(frame=frame))
+            answer = await call.read()
+            if answer.frame.errors:
+                raise RuntimeError(str(answer.frame.errors[0]))
+            last = new
+            self._count(count, began)
+        for place, index in enumerate(members):
+            self._last[index] = last[16 * place : 16 * place + 16]
+        await call.done_writing()
+        await call.read()
