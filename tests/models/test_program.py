@@ -224,3 +224,54 @@ def test_a_table_indexed_through_a_cast_bounds_its_input(tmp_path: Path):
     built.graph.node.insert(0, helper.make_node("Cast", ["tokens"], ["indices"], to=graphs.INT64))
     model = load(graphs.write(built, tmp_path), provider="cpu")
     assert model.signature.inputs[0].bounds == (0, 4)
+
+
+def test_a_native_node_tells_which_axes_are_batch_and_time(tmp_path: Path):
+    """No size has a name, and the time axis is fixed, as in a Keras model made for windows of six timesteps."""
+    built = graphs.lstm()
+    built.graph.input[0].CopyFrom(graphs.info("x", [None, 6, 3]))
+    model = load(graphs.write(built, tmp_path), provider="cpu")
+    assert (model.signature.inputs[0].shape, model.signature.chunk_sizes) == ((3,), (6,))
+    tokens, _, _ = graphs.embedding_gru()
+    tokens.graph.input[0].CopyFrom(graphs.info("tokens", [None, 6], graphs.INT64))
+    model = load(graphs.write(tokens, tmp_path), provider="cpu")
+    assert (model.signature.inputs[0].shape, model.signature.chunk_sizes) == ((), (6,))
+
+
+def test_a_batch_axis_fixed_at_several_rows_is_refused(tmp_path: Path):
+    with pytest.raises(ModelRefused, match=r"input 'x' is made for batches of 4 \(axis 0\)"):
+        load(graphs.write(graphs.native(batch=4)[0], tmp_path), provider="cpu")
+
+
+def test_a_convolution_over_time_is_served_with_its_context(tmp_path: Path):
+    built = graphs.lstm()
+    graph = built.graph
+    kernel = RANDOM.normal(size=(3, 3, 3)).astype(np.float32)
+    graph.initializer.append(graphs.const("kernel", kernel, np.float32))
+    graph.node[0].input[0] = "convolved"
+    for index, node in enumerate(
+        [
+            helper.make_node("Transpose", ["x"], ["channels"], perm=[0, 2, 1]),
+            helper.make_node("Conv", ["channels", "kernel"], ["filtered"]),
+            helper.make_node("Transpose", ["filtered"], ["convolved"], perm=[0, 2, 1]),
+        ]
+    ):
+        graph.node.insert(index, node)
+    with pytest.raises(ModelRefused, match="give it context = SAMPLES"):
+        load(graphs.write(built, tmp_path), provider="cpu")
+    model = load(graphs.write(built, tmp_path, toml="[inputs.x]\ncontext = 2\n"), provider="cpu")
+    assert model.signature.states[-1].shape == (2, 3)
+    assert model.self_test.chunked
+
+
+def test_a_vector_without_a_time_axis_stands_beside_a_sequence(tmp_path: Path):
+    built = graphs.lstm()
+    graph = built.graph
+    graph.input.append(graphs.info("speaker", ["batch", 3]))
+    graph.initializer.append(graphs.const("middle", [1]))
+    graph.node[0].input[0] = "both"
+    graph.node.insert(0, helper.make_node("Unsqueeze", ["speaker", "middle"], ["spread"]))
+    graph.node.insert(1, helper.make_node("Add", ["x", "spread"], ["both"]))
+    model = load(graphs.write(built, tmp_path), provider="cpu")
+    assert [(spec.name, spec.has_time_axis) for spec in model.signature.inputs] == [("x", True), ("speaker", False)]
+    assert model.max_batch == 256

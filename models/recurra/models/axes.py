@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice, product
 from typing import Final
 
-from recurra.models.config import TensorConfig
 from recurra.models.graph import Dims, dims_of
+from recurra.models.hints import native_axes
 from recurra.models.pairs import Pair
 from recurra.models.prepare import Prepared
 from recurra.models.refusal import ModelRefused
+from recurra.models.roles import Axes, is_fixed, is_named, options
 
-_BATCH: Final = re.compile(r"n|b|bs|.*batch.*", re.IGNORECASE)
-_TIME: Final = re.compile(
-    r"t|l|s|.*time.*|.*seq.*|.*len(gth)?s?|.*steps?|.*frames?|.*samples?|.*chunk.*", re.IGNORECASE
-)
 _MAX_PRODUCT: Final = 4096
 _MAX_PLANS: Final = 24
-
-
-@dataclass(frozen=True)
-class Axes:
-    """Batch and time axis of an input in the graph, None where there is none."""
-
-    batch: int | None
-    time: int | None
 
 
 @dataclass(frozen=True)
@@ -48,12 +36,15 @@ class Plan:
 def plans(prepared: Prepared) -> list[Plan]:
     """The readings worth a try, the likeliest first. Raises ModelRefused if model.toml names an axis that is not."""
     dims = {value.name: dims_of(value) for value in prepared.inputs}
-    options = [
-        [(name, axes, cost) for axes, cost in _options(name, dims[name], prepared.config.inputs.get(name))]
+    hints = native_axes(prepared.graph)
+    if any(pair.origin == "lifted" for pair in prepared.pairs):
+        _refuse_fixed(dims, hints)
+    choices = [
+        [(name, axes, cost) for axes, cost in options(name, dims[name], prepared.config.inputs.get(name), hints)]
         for name in dims
     ]
     found = []
-    for combination in islice(product(*options), _MAX_PRODUCT):
+    for combination in islice(product(*choices), _MAX_PRODUCT):
         inputs = {name: axes for name, axes, _ in combination}
         if _consistent(inputs, dims):
             found.append(Plan(inputs, {}, sum(cost for _, _, cost in combination)))
@@ -67,59 +58,13 @@ def plans(prepared: Prepared) -> list[Plan]:
     ]
 
 
-def is_named(size: int | str | None, role: str) -> bool:
-    """Whether the name of a size speaks of "batch" or "time"."""
-    return isinstance(size, str) and bool((_BATCH if role == "batch" else _TIME).fullmatch(size))
-
-
-def _options(name: str, dims: Dims, given: TensorConfig | None) -> list[tuple[Axes, int]]:
-    """What one input's axes may be, with the cost of each."""
-    given = given or TensorConfig()
-    for key, axis in (("batch_axis", given.batch_axis), ("time_axis", given.time_axis)):
-        if axis is not None and axis is not False and axis >= len(dims):
-            raise ModelRefused(f"model.toml: [inputs.{name}] {key} = {axis}, but it has {len(dims)} axes")
-    batches = _batch_options(dims, given)
-    times = _time_options(dims, given)
-    options = [
-        (Axes(batch, time), _cost(dims, batch, (0, 1, 3)) + _cost(dims, time, (0, 1, 2)))
-        for batch in batches
-        for time in times
-        if batch is None or batch != time
-    ]
-    if not options:
-        raise ModelRefused(f"model.toml: [inputs.{name}]: batch and time cannot be the same axis")
-    # Batch first is the more usual of two equally likely orders.
-    return sorted(options, key=lambda option: (option[1], option[0].batch or 0, option[0].time or 0))
-
-
-def _batch_options(dims: Dims, given: TensorConfig) -> list[int | None]:
-    if given.batch_axis is not None:
-        return [given.batch_axis]
-    named = [axis for axis, size in enumerate(dims) if is_named(size, "batch")]
-    if named:
-        return [named[0]]
-    free = [axis for axis, size in enumerate(dims) if not isinstance(size, int) and not is_named(size, "time")]
-    ones = [axis for axis, size in enumerate(dims) if size == 1]
-    return [*free, *ones[:2], None]
-
-
-def _time_options(dims: Dims, given: TensorConfig) -> list[int | None]:
-    if given.time_axis is not None:
-        return [None] if given.time_axis is False else [int(given.time_axis)]
-    named = [axis for axis, size in enumerate(dims) if is_named(size, "time") and not is_named(size, "batch")]
-    if named:
-        return [named[0]]
-    free = [axis for axis, size in enumerate(dims) if not isinstance(size, int) and not is_named(size, "batch")]
-    ones = [axis for axis, size in enumerate(dims[:2]) if size == 1]
-    # (N, 1) is one feature, (N, 1, F) one timestep, (N, 1, H, W) one channel.
-    return [*free, *(ones if len(dims) == 3 else []), None]  # noqa: PLR2004
-
-
-def _cost(dims: Dims, axis: int | None, costs: tuple[int, int, int]) -> int:
-    free, one, none = costs
-    if axis is None:
-        return none
-    return one if dims[axis] == 1 else free
+def _refuse_fixed(dims: Mapping[str, Dims], hints: Mapping[str, tuple[int, int]]) -> None:
+    for name, (batch, _) in hints.items():
+        if name in dims and batch < len(dims[name]) and is_fixed(dims[name][batch]):
+            raise ModelRefused(
+                f"input '{name}' is made for batches of {dims[name][batch]} (axis {batch}); export the model with a "
+                "free batch axis, so that any number of sessions can share a run"
+            )
 
 
 def _consistent(inputs: Mapping[str, Axes], dims: Mapping[str, Dims]) -> bool:

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from onnx import ValueInfoProto
 
-from recurra.models.axes import Plan, is_named
+from recurra.models.axes import Plan
 from recurra.models.config import TensorConfig
 from recurra.models.draft import draft
 from recurra.models.graph import Dims, dims_of, dtype_of
@@ -16,6 +16,7 @@ from recurra.models.layout import Layout, Port
 from recurra.models.prepare import Prepared
 from recurra.models.program import Program
 from recurra.models.refusal import ModelRefused
+from recurra.models.roles import is_named
 from recurra.models.samples import Samples
 from recurra.models.session import ERRORS, Session
 from recurra.models.signature import TensorSpec
@@ -127,7 +128,8 @@ def _output(value: ValueInfoProto, layout: Layout, seen: _Seen, usual: int | Non
         if skip and skip not in {port.context for port in layout.inputs}:
             raise ModelRefused(
                 f"output '{value.name}' has {shape[time]} timesteps for a chunk of {seen.timesteps}: only one for each "
-                f"is served; if this is no time axis, say time_axis = false under [outputs.{value.name}]"
+                "is served. If a convolution takes them, give it context = SAMPLES under [inputs.NAME]; if this is no "
+                f"time axis, say time_axis = false under [outputs.{value.name}]"
             )
     free = any(None in port.spec.shape for port in layout.inputs)
     rest = tuple(
