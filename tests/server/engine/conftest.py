@@ -1,0 +1,30 @@
+import asyncio
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from recurra.server.engine.operation import Block, Kind
+
+
+def make_block(slots: list[int], **more) -> Block:
+    """A block of operations of the sessions in these slots; like all of them it needs a running loop to be made."""
+    rows = len(slots)
+    fields = {
+        "kind": Kind.RESET,
+        "ids": np.arange(1, 2 * rows + 1, dtype=np.uint64).reshape(rows, 2),
+        "afters": np.zeros((rows, 2), np.uint64),
+        "ttl_ms": 1000,
+        "deadline": 1e9,
+    }
+    return Block(slots=np.array(slots, np.intp), **(fields | more))
+
+
+@pytest.fixture
+def block() -> Iterator[Callable[..., Block]]:
+    with asyncio.Runner() as runner:
+
+        async def make(slots: list[int], more: dict) -> Block:
+            return make_block(slots, **more)
+
+        yield lambda slots=(1,), **more: runner.run(make(list(slots), more))
