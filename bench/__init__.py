@@ -1,1 +1,1 @@
-"""What a step costs: measurements and the demo. `python -m bench` prints the table, `python -m bench.profile` the calls."""
+"""What a step costs, and the demo. `python -m bench` prints the costs, `python -m bench.profile` the calls."""

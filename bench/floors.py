@@ -14,7 +14,7 @@ import onnxruntime
 
 
 def raw_microseconds(model: onnx.ModelProto, batch: int, seconds: float) -> float:
-    """CPU microseconds a timestep of ONNX Runtime alone: one thread, batches of one timestep, the state not even kept."""
+    """CPU microseconds a timestep of ONNX Runtime alone: one thread, one timestep a run, the state not even kept."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -6,8 +6,11 @@ Messages are made from the stubs, not the SDK, so that the client leaves the mac
 from __future__ import annotations
 
 import asyncio
+import math
 import os
+import sys
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import grpc.aio
@@ -48,17 +51,20 @@ class Sessions:
 
     async def streams(self, seconds: float) -> Load:
         """Each session has a stream of its own, one frame of one in flight."""
-        return await self._run(lambda index, until: self._frames([index], until), seconds)
+        return await self._run(lambda index, until: self._frames([index], until=until), seconds)
 
-    async def frames(self, seconds: float, streams: int = 2) -> Load:
-        """All sessions together on each of a few streams' frames, one frame in flight a stream."""
-        groups = np.array_split(np.arange(len(self._names)), 1)
-        many = [list(group) for group in groups]
-        return await self._run(
-            lambda index, until: self._frames(many[index], until), seconds, len(many) * (streams > 0)
-        )
+    async def frames(self, seconds: float) -> Load:
+        """All sessions together in one frame, one frame in flight."""
+        members = list(range(len(self._names)))
+        return await self._run(lambda _, until: self._frames(members, until=until), seconds, 1)
 
-    async def _run(self, one, seconds: float, count: int | None = None) -> Load:  # type: ignore[no-untyped-def]
+    async def some_frames(self, count: int) -> None:
+        """So many frames of all sessions."""
+        await self._frames(list(range(len(self._names))), count=count)
+
+    async def _run(
+        self, one: Callable[[int, float], Awaitable[None]], seconds: float, count: int | None = None
+    ) -> Load:
         self._load = Load()
         began = time.perf_counter()
         await asyncio.gather(*(one(index, began + seconds) for index in range(count or len(self._names))))
@@ -80,22 +86,24 @@ class Sessions:
             self._last[index] = new
             self._count(1, began)
 
-    async def _frames(self, members: list[int], until: float) -> None:
-        call, count = self._stub.StreamPredict(), len(members)
+    async def _frames(self, members: list[int], *, until: float = math.inf, count: int = sys.maxsize) -> None:
+        call, rows = self._stub.StreamPredict(), len(members)
         names = [self._names[index] for index in members]
-        bind = inference_pb2.Bind(model="lstm", sessions=names, handles=range(count))
+        bind = inference_pb2.Bind(model="lstm", sessions=names, handles=range(rows))
         await call.write(inference_pb2.StreamPredictRequest(bind=bind))
-        handles, tensor = np.arange(count, dtype="<u4").tobytes(), to_tensor(self._input[members])
+        handles, tensor = np.arange(rows, dtype="<u4").tobytes(), to_tensor(self._input[members])
         last = b"".join(self._last[index] or bytes(16) for index in members)
-        while (began := time.perf_counter()) < until:
-            new = os.urandom(16 * count)
+        for _ in range(count):
+            if (began := time.perf_counter()) >= until:
+                break
+            new = os.urandom(16 * rows)
             frame = inference_pb2.Frame(handles=handles, ids=new, afters=last, inputs=[tensor])
             await call.write(inference_pb2.StreamPredictRequest(frame=frame))
             answer = await call.read()
             if answer.frame.errors:
                 raise RuntimeError(str(answer.frame.errors[0]))
             last = new
-            self._count(count, began)
+            self._count(rows, began)
         for place, index in enumerate(members):
             self._last[index] = last[16 * place : 16 * place + 16]
         await call.done_writing()

@@ -85,7 +85,7 @@ class Engine:
         self._sequence = 0
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
-        self._busy = 0  # operations that are neither answered nor refused
+        self._busy = 0  # blocks that are not done
         self._draining = False
 
     # ---- what servicers call
@@ -105,7 +105,7 @@ class Engine:
             )
         self._sequence += 1
         block.sequence, block.arrival = self._sequence, self._clock.monotonic()
-        self._busy += count
+        self._busy += 1
         self._idle.clear()
         self.slots.pin(block.slots)
         self._scheduler.add(block)
@@ -407,6 +407,6 @@ class Engine:
 
     def _settled(self, block: Block, rows: Rows) -> None:
         self.slots.unpin(block.slots[rows])
-        self._busy -= len(rows)
+        self._busy -= not block.pending
         if not self._busy:
             self._idle.set()
