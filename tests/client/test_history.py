@@ -207,6 +207,15 @@ def test_ending_needs_a_session() -> None:
     assert session.closed
 
 
+def test_what_was_ended_cannot_be_ended_again() -> None:
+    history, session = make(), Session()
+    predict(history, session, "a")
+    run(history, session, history.name("end", 1, ends=True))
+    with pytest.raises(SessionClosed):
+        run(history, session, history.name("again", 1, ends=True))
+    assert session.requests == ["a", "end"]
+
+
 def test_asking_again_after_a_lost_reply_is_a_retry() -> None:
     history, session = make(), Session()
     failing(history, session, "a", "<")

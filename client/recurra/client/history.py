@@ -183,9 +183,11 @@ class History:
             step.after, step.create = b"", Create.NEW  # it went away while this was opening it
             return [target]
         stands_at = _hex(error, "last_id")
-        if not isinstance(error, SessionExists | Behind | StateReset | SessionClosed) or not stands_at:
-            raise error
+        if not isinstance(error, SessionExists | Behind | StateReset | SessionClosed) or stands_at in (b"", step.after):
+            raise error  # refused where it stands, as an end of what was ended
         replay = self._since(stands_at)
+        if stands_at == self.last:
+            self.standing = self._told(error) or self.standing
         if replay is not None:
             if target.done:
                 raise _as(AlreadyApplied, error, "the operation and later ones were applied; its reply is lost")
@@ -221,7 +223,7 @@ class History:
             self._window.keep(operation)
 
     def _told(self, error: RecurraError) -> Standing | None:
-        """Where the session stands by the metadata of ALREADY_APPLIED, beside what was known."""
+        """Where the session stands by an error's metadata, beside what was known."""
         position = error.metadata.get("position", "")
         if self.standing is None or not position.isdecimal():
             return None

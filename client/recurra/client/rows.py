@@ -15,7 +15,7 @@ from recurra.client.frames import FrameStream, Ids, normal, take
 from recurra.client.operation import Course, Operation, Reply, Step
 from recurra.client.patience import Patience
 from recurra.v1 import inference_pb2, session_pb2
-from recurra.wire.errors import RecurraError
+from recurra.wire.errors import DeadlineExceeded, RecurraError
 
 Outcome = Reply | RecurraError
 CALLS_AT_ONCE: Final = 64
@@ -144,7 +144,10 @@ async def _round(
     waiting = [row for row in steps if row not in outcomes]
     while True:
         if waiting:
-            outcomes |= await _once(ways, {row: steps[row] for row in waiting}, frames, patience)
+            for row, outcome in (await _once(ways, {row: steps[row] for row in waiting}, frames, patience)).items():
+                # Time that ran out while waiting for a server that is away: that it is away tells more.
+                if row not in outcomes or not isinstance(outcome, DeadlineExceeded):
+                    outcomes[row] = outcome
         again = {row: error for row, error in outcomes.items() if isinstance(error, RecurraError) and error.retryable}
         for row, error in outcomes.items():
             if isinstance(error, RecurraError):
