@@ -159,10 +159,10 @@ class Engine:
     # ---- one turn: load what is cold, run what is ready
 
     async def _turn(self, tasks: asyncio.TaskGroup) -> None:
+        await self._arrive()  # from here to the wait for a wake-up there is no other: none is missed
         cold = self.slots.to_load()
         if len(cold):
             tasks.create_task(self._load(cold), name=f"load for {self.model.name}")
-        await self._arrive()
         parts, late = self._scheduler.next(self._clock.monotonic(), self.slots.ready)
         for part in late:
             self._refuse(part, DeadlineExceeded("its deadline passed in the queue"))
