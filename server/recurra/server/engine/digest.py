@@ -28,7 +28,8 @@ def salt(*parts: object) -> int:
 
 
 def digests(inputs: list[Array], salts: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """(N, 2) uint64 from inputs of shape (N, ...) and (N,) salts."""
+    """(N, 2) uint64 from inputs of shape (N, ...) and (N,) salts. Shapes count: bytes do not tell zeros apart."""
+    salts = salts ^ np.uint64(_shape_salt(*(array.shape[1:] for array in inputs)))
     total = np.stack((salts, salts * np.uint64(0x9E3779B97F4A7C15)), 1)
     at = 0
     for array in inputs:
@@ -39,6 +40,11 @@ def digests(inputs: list[Array], salts: NDArray[np.uint64]) -> NDArray[np.uint64
         at += words.shape[1]
     total ^= total >> np.uint64(29)
     return total * np.uint64(0xBF58476D1CE4E5B9)
+
+
+@lru_cache(maxsize=1024)
+def _shape_salt(*shapes: tuple[int, ...]) -> int:
+    return salt(*shapes)
 
 
 @lru_cache(maxsize=64)

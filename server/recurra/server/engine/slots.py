@@ -68,6 +68,7 @@ class Slots:
         """The session's slot. Raises Overloaded when all slots are busy."""
         slot = self._of.get(identity)
         if slot is not None:
+            self._touch(slot)  # it is about to be used: the next one to come may not get it
             return slot
         if not self._free:
             self._evict()

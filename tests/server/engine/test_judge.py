@@ -1,0 +1,181 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recurra.server.engine.judge import continues, judge
+from recurra.server.engine.operation import Create, Kind
+from recurra.server.store import record
+from recurra.wire.errors import (
+    AlreadyApplied,
+    Behind,
+    DataLoss,
+    Diverged,
+    Mismatch,
+    ModelChanged,
+    SessionClosed,
+    SessionExists,
+    SessionExpired,
+    SessionNotFound,
+    StateReset,
+)
+
+LAYOUT = np.array([11, 12], np.uint64)
+DIGEST = np.array([21, 22], np.uint64)
+NOW_MS = 1_000_000
+FIRST, LAST, NEW, OTHER, NONE = (1, 1), (2, 2), (3, 3), (4, 4), (0, 0)
+
+
+def head(last=LAST, *, kind=record.LIVE, incarnation=FIRST, operation=Kind.PREDICT, layout=LAYOUT, digest=DIGEST):
+    """Where the store says that a session stands: created by FIRST, last changed by LAST."""
+    there = np.zeros(1, record.HEADER)
+    there["format"], there["kind"], there["operation"] = record.FORMAT, kind, operation
+    there["id"], there["incarnation"], there["layout"], there["digest"] = last, incarnation, layout, digest
+    there["position"] = 40
+    return there
+
+
+def both(block, heads, *, digest=DIGEST, row=0):
+    """What the columns and the judge say of one row."""
+    verdict = judge(block, row, heads[row], LAYOUT, digest=digest, now_ms=NOW_MS)
+    return bool(continues(block, np.arange(len(heads)), heads, LAYOUT)[row]), verdict
+
+
+@pytest.fixture
+def operation(block):
+    """An operation NEW, that continues `after`."""
+    return lambda after=NONE, id_=NEW, **more: block(
+        [1], ids=np.array([id_], np.uint64), afters=np.array([after], np.uint64), **({"kind": Kind.PREDICT} | more)
+    )
+
+
+CLOSED = {"kind": record.CLOSED, "operation": Kind.END}
+ELSEWHERE = {"layout": np.array([11, 99], np.uint64)}
+
+
+@pytest.mark.parametrize(
+    ("asked", "there"),
+    [
+        ({}, {}),
+        ({"after": LAST}, {}),
+        ({"after": LAST, "create": Create.NEVER}, {}),
+        ({"create": Create.NEVER}, {}),
+        ({"after": LAST, "create": Create.NEW}, {}),
+        ({}, None),
+        ({"create": Create.NEW}, None),
+        ({"after": LAST}, CLOSED),
+        ({"after": LAST, "create": Create.NEW}, CLOSED),
+        ({"after": LAST}, CLOSED | ELSEWHERE),
+        ({"after": LAST, "kind": Kind.END}, ELSEWHERE),
+        ({"after": LAST, "kind": Kind.RESET, "whole": True}, ELSEWHERE),
+    ],
+    ids=str,
+)
+def test_it_applies(operation, asked, there):
+    heads = record.MISSING if there is None else head(**there)
+    assert both(operation(**asked), heads) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "expected"),
+    [
+        ({"after": OTHER}, {}, Behind),
+        ({"after": FIRST}, {}, Behind),
+        ({"after": OTHER}, {"operation": Kind.RESET}, StateReset),
+        ({"after": OTHER}, {"operation": Kind.SET}, StateReset),
+        ({"id_": FIRST}, {}, AlreadyApplied),
+        ({"id_": FIRST, "after": LAST}, {}, AlreadyApplied),
+        ({"id_": FIRST}, CLOSED, AlreadyApplied),
+        ({"create": Create.NEW}, {}, SessionExists),
+        ({"create": Create.NEW}, CLOSED, SessionClosed),
+        ({}, CLOSED, SessionClosed),
+        ({"after": OTHER}, CLOSED, SessionClosed),
+        ({"after": LAST, "create": Create.NEVER}, CLOSED, SessionClosed),
+        ({"after": LAST, "kind": Kind.END, "create": Create.NEVER}, CLOSED, SessionClosed),
+        ({}, ELSEWHERE, ModelChanged),
+        ({"after": LAST}, ELSEWHERE, ModelChanged),
+        ({"kind": Kind.SET}, ELSEWHERE, ModelChanged),
+        ({"kind": Kind.RESET}, ELSEWHERE, ModelChanged),
+        ({"create": Create.NEVER}, None, SessionNotFound),
+        ({"create": Create.NEVER, "told_expire_ms": NOW_MS - 1}, None, SessionNotFound),
+        ({"after": LAST}, None, SessionNotFound),
+        ({"after": LAST, "told_expire_ms": NOW_MS - 1}, None, SessionExpired),
+        ({"after": LAST, "told_expire_ms": NOW_MS}, None, SessionExpired),
+        ({"after": LAST, "told_expire_ms": NOW_MS + 1}, None, DataLoss),
+        ({"after": LAST, "told_expire_ms": NOW_MS + 1, "create": Create.NEW}, None, DataLoss),
+    ],
+    ids=lambda value: getattr(value, "__name__", None) or str(value),
+)
+def test_it_does_not_apply_and_the_judge_says_why(operation, asked, there, expected):
+    heads = record.MISSING if there is None else head(**there)
+    applies, verdict = both(operation(**asked), heads)
+    assert not applies
+    assert type(verdict) is expected
+    if isinstance(verdict, Mismatch):
+        assert verdict.last_id == heads["id"].tobytes()
+        assert verdict.position == 40
+        assert verdict.incarnation == heads["incarnation"].tobytes()
+
+
+@pytest.mark.parametrize("after", [NONE, FIRST, LAST, OTHER], ids=str)
+@pytest.mark.parametrize("there", [{}, CLOSED, ELSEWHERE, {"operation": Kind.RESET}], ids=str)
+def test_the_last_operation_again_is_a_duplicate_whatever_it_continued(operation, after, there):
+    assert both(operation(after, id_=LAST), head(**there)) == (False, None)
+
+
+def test_the_operation_that_created_the_session_again_is_a_duplicate_while_it_is_the_last(operation):
+    assert both(operation(id_=FIRST), head(last=FIRST)) == (False, None)
+
+
+@pytest.mark.parametrize("there", [{}, CLOSED, ELSEWHERE], ids=str)
+def test_the_last_operations_id_with_another_input_has_diverged(operation, there):
+    applies, verdict = both(operation(id_=LAST), head(**there), digest=DIGEST + np.uint64(1))
+    assert not applies
+    assert type(verdict) is Diverged
+    assert verdict.last_id == np.array(LAST, np.uint64).tobytes()
+
+
+ids = st.sampled_from([FIRST, LAST, NEW, OTHER, (3, 0), (0, 3), (2, 1)])
+heads_ = st.none() | st.builds(
+    head,
+    last=st.sampled_from([FIRST, LAST, OTHER]),
+    kind=st.sampled_from([record.LIVE, record.CLOSED]),
+    incarnation=st.sampled_from([FIRST, LAST]),
+    operation=st.sampled_from(list(Kind)),
+    layout=st.sampled_from([LAYOUT, ELSEWHERE["layout"], LAYOUT[::-1]]),
+    digest=st.sampled_from([DIGEST, DIGEST + np.uint64(1), DIGEST[::-1]]),
+)
+
+
+def test_columns_and_judge_agree_on_every_row(block):
+    @given(
+        st.lists(st.tuples(ids, ids | st.just(NONE), heads_), min_size=1, max_size=5),
+        st.sampled_from(list(Kind)),
+        st.booleans(),
+        st.sampled_from(list(Create)),
+        st.sampled_from([0, NOW_MS - 1, NOW_MS + 1]),
+    )
+    def agree(rows, kind, whole, create, told_expire_ms):
+        operations = block(
+            range(1, len(rows) + 1),
+            kind=kind,
+            whole=whole,
+            create=create,
+            told_expire_ms=told_expire_ms,
+            ids=np.array([row[0] for row in rows], np.uint64),
+            afters=np.array([row[1] for row in rows], np.uint64),
+        )
+        heads = np.concatenate([record.MISSING if row[2] is None else row[2] for row in rows])
+        for row in range(len(rows)):
+            applies, verdict = both(operations, heads, row=row)
+            duplicate = (operations.ids[row] == heads["id"][row]).all()
+            assert applies == (verdict is None and not duplicate)
+            assert not (duplicate and type(verdict) not in (type(None), Diverged))
+
+    agree()
+
+
+def test_only_the_rows_that_are_asked_about_are_decided(block):
+    operations = block([1, 2, 3], ids=np.array([NEW, LAST, OTHER], np.uint64))
+    decided = continues(operations, np.array([2, 1]), np.concatenate([head(), head()]), LAYOUT)
+    assert decided.tolist() == [True, False]
