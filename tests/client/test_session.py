@@ -17,9 +17,11 @@ from recurra.client import (
     ModelUnavailable,
     SessionClosed,
     SessionExists,
+    SessionExpired,
     SessionNotFound,
     StateReset,
 )
+from tests.service.processes import eventually
 from tests.service.zoo import CLOSE, MODELS
 
 LSTM = MODELS["lstm"]
@@ -235,6 +237,30 @@ def test_a_stream_that_is_left_early_can_be_continued(client: Client, session: s
     np.testing.assert_allclose(handle.predict(x[at:]), LSTM.whole(x)[at:], **CLOSE)
 
 
+def test_within_a_pipelined_stream_the_handle_is_taken(client: Client, session: str) -> None:
+    x = LSTM.draw(14, 6)
+    handle = client.session("lstm", session)
+    stream = handle.stream(iter(x), in_flight=2)
+    next(stream)
+    for operation in (lambda: handle.predict(x), handle.reset, handle.follow):
+        with pytest.raises(InvalidArgument, match="use another handle"):
+            operation()
+    assert len(list(stream)) == 5
+    handle.predict(x)
+
+
+def test_an_expired_session_is_told(client: Client, session: str) -> None:
+    x = LSTM.draw(15, 1)
+    handle = client.session("lstm", session, ttl=0.02)
+    handle.predict(x)
+    eventually(lambda: session not in {info.session for info in client.sessions("lstm")})
+    with pytest.raises(SessionExpired):
+        handle.predict(x)
+    handle.follow()
+    handle.predict(x)
+    assert handle.created
+
+
 def test_what_a_source_of_chunks_raises_reaches_the_caller(client: Client, session: str) -> None:
     def chunks():
         yield LSTM.draw(0, 1)
@@ -250,3 +276,5 @@ def test_a_closed_client_can_be_closed_again(server) -> None:
     client.models()
     client.close()
     client.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        client.models()

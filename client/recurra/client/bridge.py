@@ -27,7 +27,10 @@ class LoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The coroutine's result. Interrupting the wait cancels it."""
+        """The coroutine's result. Interrupting the wait cancels it. Raises RuntimeError after the loop was stopped."""
+        if self.loop.is_closed():
+            work.close()
+            raise RuntimeError("the client is closed")
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
             return future.result()

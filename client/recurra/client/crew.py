@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
@@ -57,7 +58,7 @@ class Crew:
         self.last: Ids = np.zeros((k, 16), np.uint8)
         self.apart = np.zeros(k, bool)
         self._ended = np.zeros(k, bool)
-        self._sent: list[Sent] = []  # oldest first, as far back as the window reaches
+        self._sent: deque[Sent] = deque()  # oldest first, as far back as the window reaches
         self._ways: dict[int, Delivery] = {}
 
     @property
@@ -76,11 +77,12 @@ class Crew:
         ids, place = np.zeros_like(self.last), np.zeros(len(self.ids), np.int64)
         ids[rows] = np.frombuffer(self.context.chance.entropy(16 * len(rows)), np.uint8).reshape(-1, 16)
         place[rows] = np.arange(len(rows))
-        return Sent(ids, self.last.copy(), request, place)
+        return Sent(ids, self.last.copy(), request, place, 48 * len(ids) + request.ByteSize())
 
     def keep(self, sent: Sent) -> None:
         """Take what was sent into the window."""
-        self._sent = [one for one in self._sent if one.request is not None]
+        while self._sent and self._sent[0].request is None:
+            self._sent.popleft()
         self._sent.append(sent)
         self.context.window.keep(sent)
 

@@ -238,8 +238,8 @@ class History:
             raise _as(AlreadyApplied, error, "the operation created the session, and others went on; its reply is lost")
         if isinstance(error, SessionExists) and self.create == "must_be_new":
             raise error
-        if step.unsure and isinstance(error, Behind | StateReset):
-            raise self._verdict(error)
+        if step.unsure and step.after:
+            raise self._verdict(error)  # it may be among what brought the session there
         self._open(step, stands_at, Create.NEW if isinstance(error, SessionClosed) else Create.NEVER)
         return [step]
 

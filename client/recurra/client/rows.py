@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,6 +46,7 @@ class Sent:
         afters: (k, 16), what each continued.
         request: a frame's columns, or a reset of one session, the same for all; None once the window forgot it.
         place: (k,), the row's place in the frame.
+        nbytes: what all this takes in the window.
 
     """
 
@@ -53,15 +54,12 @@ class Sent:
     afters: Ids
     request: inference_pb2.Frame | session_pb2.ResetStateRequest | None
     place: NDArray[np.int64]
+    nbytes: int
 
     @classmethod
     def nothing(cls, k: int) -> Sent:
         """No operation at any of k rows."""
-        return cls(np.zeros((k, 16), np.uint8), np.zeros((k, 16), np.uint8), None, np.zeros(k, np.int64))
-
-    @property
-    def nbytes(self) -> int:
-        return 48 * len(self.ids) + (self.request.ByteSize() if self.request is not None else 0)
+        return cls(np.zeros((k, 16), np.uint8), np.zeros((k, 16), np.uint8), None, np.zeros(k, np.int64), 0)
 
     def forget(self) -> None:
         """Let go of the inputs."""
@@ -77,7 +75,7 @@ class Sent:
         return Operation(self.ids[row].tobytes(), request, 0, after, kept=True, asked=asked)
 
 
-def chain(sent: list[Sent], row: int, last: bytes) -> list[Operation]:
+def chain(sent: Sequence[Sent], row: int, last: bytes) -> list[Operation]:
     """The row's operations up to `last`, as far back as they follow each other, oldest first."""
     operations: list[Operation] = []
     for one in reversed(sent):

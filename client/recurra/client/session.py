@@ -58,6 +58,7 @@ class AsyncSession:
         self._frames = FrameStream(context.replicas, model, [session_id])
         self._delivery = Delivery(context, self._history, model, session_id, frames=self._frames)
         self._turn = asyncio.Lock()
+        self._streaming = False
 
     @property
     def position(self) -> int | None:
@@ -192,7 +193,7 @@ class AsyncSession:
 
         Where it is not there, the next operation opens it.
         """
-        async with self._turn:
+        async with self._alone():
             try:
                 self._history.follow(await self.info(timeout=timeout))
             except (SessionNotFound, SessionExpired, SessionClosed):
@@ -230,15 +231,23 @@ class AsyncSession:
             return
         model = await self._client.known(self.model, timeout)
         options = inference_pb2.PredictOptions(return_states=return_states, return_sequences=return_sequences)
-        async with self._turn:
+        async with self._alone():
+            self._streaming = True
             line = Pipeline(self._context, self._delivery, self._frames, model, options=options)
             outputs = line.run(source, in_flight=in_flight, timeout=timeout)
             try:
                 async for output in outputs:
                     yield output
             finally:
+                self._streaming = False
                 await outputs.aclose()
                 self._frames.cancel()
+
+    def _alone(self) -> asyncio.Lock:
+        """The handle's turn. Raises InvalidArgument within a stream that holds it, where waiting might be for ever."""
+        if self._streaming:
+            raise InvalidArgument("a stream with more than one chunk in flight is open: end it, or use another handle")
+        return self._turn
 
     def _operation(self, ttl: float | None) -> session_pb2.Operation:
         seconds = self._ttl if ttl is None else ttl
@@ -248,7 +257,7 @@ class AsyncSession:
 
     async def _apply(self, request: Request, timeout: float | None, *, ends: bool = False, dry: bool = False) -> Reply:
         patience = self._context.patience(timeout)
-        async with self._turn:
+        async with self._alone():
             operation = self._history.name(request, request.ByteSize(), ends=ends, dry=dry)
             return await self._delivery.perform(operation, patience)
 
