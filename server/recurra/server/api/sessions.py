@@ -33,6 +33,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _PAGE: Final = 100
 _LARGEST_PAGE: Final = 1_000
 _MOST_RESETS: Final = 4_096
+_CURSORS: Final = 1 << 64  # the store's are below
 
 
 class Sessions(session_pb2_grpc.SessionServiceServicer):
@@ -54,9 +55,10 @@ class Sessions(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.ListSessionsResponse:
         del context
         engine = self._served.engine(request.model)
-        if request.page_size < 0 or not (request.page_token or "0").isdecimal() or len(request.page_token) > 20:  # noqa: PLR2004
+        token = request.page_token or "0"
+        if request.page_size < 0 or not token.isdecimal() or len(token) > len(str(_CURSORS)) or int(token) >= _CURSORS:
             raise InvalidArgument("page_size is not negative, and page_token is one that this rpc gave")
-        size, cursor = min(request.page_size or _PAGE, _LARGEST_PAGE), int(request.page_token or "0")
+        size, cursor = min(request.page_size or _PAGE, _LARGEST_PAGE), int(token)
         response = session_pb2.ListSessionsResponse()
         while len(response.sessions) < size:
             cursor, found = await engine.scan(cursor, size)
@@ -70,7 +72,7 @@ class Sessions(session_pb2_grpc.SessionServiceServicer):
         self, request: session_pb2.ResetStateRequest, context: Context
     ) -> session_pb2.ResetStateResponse:
         engine = self._served.engine(request.model)
-        names, signature = list(request.sessions), engine.model.signature
+        names, signature = [operations.session_name(name) for name in request.sessions], engine.model.signature
         if not names or len(names) > _MOST_RESETS or len(set(names)) != len(names):
             raise InvalidArgument(f"a reset names from 1 to {_MOST_RESETS} sessions, each once")
         if len(request.operations) not in (0, len(names)):
@@ -85,15 +87,17 @@ class Sessions(session_pb2_grpc.SessionServiceServicer):
             operations.block(
                 engine,
                 operation,
-                engine.slot(operations.session_name(name)),
+                0,  # its slot is taken when it is submitted, which keeps it: the next name might get it otherwise
                 kind=Kind.RESET,
                 wait_seconds=operations.wait_seconds(context),
                 given=given,
                 whole=len(chosen) == len(signature.states),
             )
-            for name, operation in zip(names, each, strict=True)
+            for operation in each
         ]
-        results = await asyncio.gather(*(operations.done(engine, block) for block in blocks), return_exceptions=True)
+        results = await asyncio.gather(
+            *(_reset(engine, name, block) for name, block in zip(names, blocks, strict=True)), return_exceptions=True
+        )
         response = session_pb2.ResetStateResponse()
         for name, block, result in zip(names, blocks, results, strict=True):
             if isinstance(result, RecurraError):
@@ -153,6 +157,11 @@ async def _live(engine: Engine, name: str) -> record.Record:
         last = found.header["id"].tobytes().hex()
         raise SessionClosed(f"session '{name}' was ended", last_id=last)
     return found
+
+
+async def _reset(engine: Engine, name: str, block: Block) -> None:
+    block.slots[0] = engine.slot(name)
+    await operations.done(engine, block)
 
 
 async def _change(
