@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -135,7 +136,8 @@ class Engine:
             header = np.frombuffer(head[: record.HEADER.itemsize], record.HEADER)[0]
             if header["format"] == record.FORMAT and header["kind"] == record.LIVE:
                 name = head[record.HEADER.itemsize :][: int(header["name_bytes"])]
-                sessions.append((name.decode(), header))
+                with suppress(UnicodeDecodeError):  # a corrupt record: who asks for it is told
+                    sessions.append((name.decode(), header))
         return following, sessions
 
     async def drain(self) -> None:

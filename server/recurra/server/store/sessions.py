@@ -18,6 +18,7 @@ from recurra.wire.errors import DataLoss, RecurraError, StoreFull, StoreUnavaila
 Array = NDArray[Any]
 CommitReply = int | bytes | RecurraError
 
+_MENDS: Final = 3  # the script may be lost again before it is used
 _LOAD_SCRIPT: Final = (b"SCRIPT", b"LOAD", commit.SCRIPT)
 
 
@@ -87,14 +88,20 @@ class RedisStore:
 
     async def _mend(self, wire: NDArray[np.uint8], replies: list[Any]) -> list[CommitReply]:
         """Send again what the store could not run because it had lost the script (SCRIPT FLUSH, a new primary)."""
-        lost = [row for row, reply in enumerate(replies) if isinstance(reply, ReplyError) and "NOSCRIPT" in str(reply)]
-        if lost:
+        for _ in range(_MENDS):
+            lost = [row for row, reply in enumerate(replies) if _no_script(reply)]
+            if not lost:
+                break
             loading = self._pipe.command(*_LOAD_SCRIPT)
             again = await self._pipe.send(wire[lost].data.cast("B"), len(lost))
             await loading
             for row, reply in zip(lost, again, strict=True):
                 replies[row] = reply
         return [_told(reply) for reply in replies]
+
+
+def _no_script(reply: Any) -> bool:
+    return isinstance(reply, ReplyError) and "NOSCRIPT" in str(reply)
 
 
 def _told(reply: Any) -> Any:
