@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from recurra.client import (
+    AsyncClient,
     Client,
     Diverged,
     InvalidArgument,
@@ -278,3 +280,20 @@ def test_a_closed_client_can_be_closed_again(server) -> None:
     client.close()
     with pytest.raises(RuntimeError, match="closed"):
         client.models()
+
+
+async def test_a_pipelined_stream_gives_outputs_while_its_source_has_nothing(
+    aclient: AsyncClient, session: str
+) -> None:
+    x = LSTM.draw(16, 4)
+    given: asyncio.Queue[np.ndarray | None] = asyncio.Queue()
+
+    async def chunks():
+        while (one := await given.get()) is not None:
+            yield one
+
+    stream = aclient.session("lstm", session).stream(chunks(), in_flight=4)
+    for one, y in zip(x, LSTM.whole(x), strict=True):
+        given.put_nowait(one)
+        np.testing.assert_allclose(await asyncio.wait_for(anext(stream), 5), y, **CLOSE)
+    await stream.aclose()

@@ -79,7 +79,8 @@ def iterating(
                     return
                 yield output
         finally:
-            self._loop.run(outputs.aclose())
+            if not self._loop.loop.is_closed():
+                self._loop.run(outputs.aclose())
 
     return call
 
@@ -92,8 +93,8 @@ def streaming(
     @wraps(method)
     def call(self: Bridged[A], chunks: Iterable[C], /, *args: P.args, **kwargs: P.kwargs) -> Generator[T, None, None]:
         ferry: _Ferry[C, T] = _Ferry()
-        work = ferry.pump(method(self._inner, ferry.chunks(), *args, **kwargs))
-        source, pumping = iter(chunks), asyncio.run_coroutine_threadsafe(work, self._loop.loop)
+        source = iter(chunks)
+        self._loop.run(ferry.start(method(self._inner, ferry.chunks(), *args, **kwargs)))
         try:
             while (event := ferry.events.get()) is not None:
                 if isinstance(event, Future):
@@ -103,7 +104,8 @@ def streaming(
                 else:
                     yield event.output
         finally:
-            pumping.cancel()
+            if not self._loop.loop.is_closed():
+                self._loop.run(ferry.stop())
 
     return call
 
@@ -123,6 +125,15 @@ class _Ferry(Generic[C, T]):
 
     def __init__(self) -> None:
         self.events: queue.SimpleQueue[Future[C] | _Came[T] | BaseException | None] = queue.SimpleQueue()
+        self._pumping: asyncio.Task[None] | None = None
+
+    async def start(self, outputs: AsyncGenerator[T, None]) -> None:
+        self._pumping = asyncio.create_task(self._pump(outputs))
+
+    async def stop(self) -> None:
+        assert self._pumping is not None
+        self._pumping.cancel()
+        await asyncio.gather(self._pumping, return_exceptions=True)
 
     async def chunks(self) -> AsyncGenerator[C, None]:
         while True:
@@ -134,15 +145,17 @@ class _Ferry(Generic[C, T]):
                 return
             yield chunk
 
-    async def pump(self, outputs: AsyncGenerator[T, None]) -> None:
+    async def _pump(self, outputs: AsyncGenerator[T, None]) -> None:
         try:
             async with aclosing(outputs):
                 async for output in outputs:
                     self.events.put(_Came(output))
-        except BaseException as error:
+        except BaseException as error:  # told in the caller's thread
             self.events.put(error)
-            raise
-        self.events.put(None)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+        else:
+            self.events.put(None)
 
 
 class _Exhausted(Exception):

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from dataclasses import dataclass
 
 from recurra.client.arrays import Inputs, Layout, lay_out
@@ -44,58 +45,65 @@ class Pipeline:
         self._context, self._delivery, self._frames = context, delivery, frames
         self._model, self._options = model, options
         self._sent: deque[_Sent] = deque()  # unanswered, oldest first
-        self._tags: deque[int] = deque()  # of the first of `sent`, those that are on the stream
-        self._results: dict[int, inference_pb2.FrameResult] = {}  # that came before their turn
+        self._tags: deque[int] = deque()  # theirs, while all are on the stream; empty when it is not in use
+        self._results: dict[int, inference_pb2.FrameResult] = {}
+        self._taking: asyncio.Task[Inputs | None] | None = None
+        self._reading: asyncio.Task[inference_pb2.FrameResult] | None = None
 
     async def run(
         self, chunks: AsyncIterable[Inputs], *, in_flight: int, timeout: float | None
     ) -> AsyncGenerator[Prediction, None]:
-        """The outputs of each chunk, in order.
-
-        A reply is looked for when the next chunk may not be sent before it, so a slow source of chunks delays outputs.
-        """
-        opened = False
+        """The outputs of each chunk, in order, each as soon as it is there."""
+        source, opened, ended = aiter(chunks), False, False
         try:
-            async for x in chunks:
-                await self._send(x, timeout, alone=not opened)
-                # The first operation opens the session, or settles what an earlier call left; it goes alone.
-                while not opened or len(self._sent) >= in_flight or len(self._tags) < len(self._sent):
+            while self._sent or not ended:
+                if self._taking is None and not ended and len(self._sent) < in_flight:
+                    self._taking = asyncio.create_task(_take(source))
+                await self._something()
+                if self._taking is not None and self._taking.done():
+                    x, self._taking = self._taking.result(), None
+                    ended = x is None
+                    if x is not None:
+                        # The first operation opens the session, or settles what an earlier call left; it goes alone.
+                        await self._send(x, timeout, alone=not opened)
+                        opened = True
+                while self._sent and (not self._tags or self._tags[0] in self._results):
                     yield await self._first()
-                    opened = True
-                    if not self._sent:
-                        break
-            while self._sent:
-                yield await self._first()
         finally:
-            self._doubt()
+            await _stop(self._taking)
+            await self._break()
+
+    async def _something(self) -> None:
+        """Wait until there is a chunk or a result."""
+        try:
+            if self._reading is None and self._tags:
+                self._reading = asyncio.create_task(self._frames.read(timeout=self._sent[0].patience.left))
+            waiting = [task for task in (self._taking, self._reading) if task is not None]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if self._reading is not None and self._reading.done():
+                reading, self._reading = self._reading, None
+                result = reading.result()
+                self._results[result.tag] = result
+        except RecurraError:
+            await self._break()
 
     async def _send(self, x: Inputs, timeout: float | None, *, alone: bool) -> None:
         chunk, patience = lay_out(self._model, x), self._context.patience(timeout)
-        request = columns(tensors(chunk, row=True), self._options)
-        history = self._delivery.history
-        if alone:
-            self._sent.append(_Sent(history.name(request, request.ByteSize()), chunk, patience))
-            return
-        operation = history.queue(request, request.ByteSize())
+        request, history = columns(tensors(chunk, row=True), self._options), self._delivery.history
+        name = history.name if alone else history.queue
+        operation = name(request, request.ByteSize())
+        unbroken = len(self._tags) == len(self._sent) and not alone
         self._sent.append(_Sent(operation, chunk, patience))
-        try:
-            self._tags.append(await self._frames.write(self._delivery.frame(operation), timeout=patience.left))
-        except RecurraError:
-            self._break()
+        if unbroken:
+            try:
+                self._tags.append(await self._frames.write(self._delivery.frame(operation), timeout=patience.left))
+            except RecurraError:
+                await self._break()
 
     async def _first(self) -> Prediction:
         """The answer of the oldest operation, and so of the session's next chunk."""
         head = self._sent[0]
-        if self._tags:
-            try:
-                reply = await self._answer(head)
-            except RecurraError as error:
-                if not (error.retryable or isinstance(error, Mismatch)):
-                    raise
-                self._break()
-                reply = await self._delivery.perform(head.operation, head.patience)
-        else:
-            reply = await self._delivery.perform(head.operation, head.patience)
+        reply = await self._answer(head) if self._tags else await self._delivery.perform(head.operation, head.patience)
         self._sent.popleft()
         result = reply.body
         assert isinstance(result, inference_pb2.FrameResult)
@@ -104,23 +112,34 @@ class Pipeline:
         return both(outputs, to_states(result.states, row=True) if self._options.return_states else None)
 
     async def _answer(self, head: _Sent) -> Reply:
-        """What the stream answers to the oldest operation; results that come before it are put by."""
-        tag = self._tags[0]
-        while tag not in self._results:
-            result = await self._frames.read(timeout=head.patience.left)
-            self._results[result.tag] = result
-        reply = row_reply(self._results.pop(tag))
+        """What the stream answered to the oldest operation; where that is no last word, what performing it gives."""
+        try:
+            reply = row_reply(self._results.pop(self._tags[0]))
+        except RecurraError as error:
+            if not (error.retryable or isinstance(error, Mismatch)):
+                raise
+            await self._break()
+            return await self._delivery.perform(head.operation, head.patience)
         self._delivery.history.applied(head.operation, reply.standing)
         self._tags.popleft()
         return reply
 
-    def _break(self) -> None:
-        """The stream is of no more use: every operation on it may be applied or not."""
+    async def _break(self) -> None:
+        """Leave the stream: every operation on it may be applied or not."""
+        await _stop(self._reading)
+        self._reading = None
         self._frames.cancel()
         self._tags.clear()
         self._results.clear()
-        self._doubt()
-
-    def _doubt(self) -> None:
         for one in self._sent:
             doubt(one.operation, None)
+
+
+async def _take(source: AsyncIterator[Inputs]) -> Inputs | None:
+    return await anext(source, None)
+
+
+async def _stop(task: asyncio.Task[Inputs | None] | asyncio.Task[inference_pb2.FrameResult] | None) -> None:
+    if task is not None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
