@@ -72,7 +72,9 @@ async def running(settings: Settings, ending: asyncio.Future[None]) -> AsyncIter
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         if settings.metrics:
-            stack.callback(metrics.serve_metrics(settings.metrics).close)
+            serving = metrics.serve_metrics(settings.metrics)
+            stack.callback(serving.close)
+            _log.info("metrics.ready", address=serving.address)
         store = await _store(settings, stack, metrics, ending)
         device = ThreadPoolExecutor(1, thread_name_prefix="device")
         stack.callback(device.shutdown)

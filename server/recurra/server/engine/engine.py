@@ -80,7 +80,7 @@ class Engine:
         self.slots = Slots(limits.slots, self._prefix)
         self._scheduler = Scheduler(max_batch=model.max_batch, slots=limits.slots + 1)
         self._commits = Commits(
-            self.slots, store, clock, self._layout, redo=self._redo, settled=self._settled, landed=self._landed
+            self.slots, store, clock, self._layout, redo=self._conflicted, settled=self._settled, landed=self._landed
         )
         self._replies: OrderedDict[int, bytes] = OrderedDict()  # kept replies, by slot, of records read lately
         self._sequence = 0
@@ -395,6 +395,10 @@ class Engine:
         if len(rows):
             self._scheduler.put_back(block, rows)
             self._wake.set()
+
+    def _conflicted(self, block: Block, rows: Rows) -> None:
+        self._metrics.count_conflicts(len(rows))
+        self._redo(block, rows)
 
     def _refuse(self, part: Part, error: RecurraError) -> None:
         for row in part.rows.tolist():
