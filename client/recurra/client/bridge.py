@@ -1,8 +1,9 @@
-"""The bridge from blocking calls to the asyncio handles: a private event loop on a thread of its own."""
+"""The bridge from blocking calls to the asyncio handles: an event loop on a thread of its own."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable
@@ -19,31 +20,36 @@ P = ParamSpec("P")
 
 
 class LoopThread:
-    """An event loop that runs on a daemon thread until it is stopped."""
+    """An event loop that runs on a daemon thread as long as the process.
+
+    All blocking clients share one: gRPC's poller serves all loops of a process, and stumbles over one that was closed
+    while calls on it were being cancelled.
+    """
+
+    _shared: LoopThread | None = None
+    _lock = threading.Lock()
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, name="recurra-client", daemon=True)
-        self._thread.start()
+        self.process_id = os.getpid()
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="recurra-client", daemon=True).start()
+
+    @classmethod
+    def shared(cls) -> LoopThread:
+        """The process's own; a fork starts another."""
+        with cls._lock:
+            if cls._shared is None or cls._shared.process_id != os.getpid():
+                cls._shared = cls()
+            return cls._shared
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The coroutine's result. Interrupting the wait cancels it. Raises RuntimeError after the loop was stopped."""
-        if self.loop.is_closed():
-            work.close()
-            raise RuntimeError("the client is closed")
-        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        """The coroutine's result. Interrupting the wait cancels it."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
         except BaseException:
             future.cancel()
             raise
-
-    def stop(self) -> None:
-        """Stop the loop, its tasks cancelled, and join the thread. Once only."""
-        self.run(_cancel_others())
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        self.loop.close()
 
 
 class Bridged(Generic[A]):
@@ -79,8 +85,7 @@ def iterating(
                     return
                 yield output
         finally:
-            if not self._loop.loop.is_closed():
-                self._loop.run(outputs.aclose())
+            self._loop.run(outputs.aclose())
 
     return call
 
@@ -104,8 +109,7 @@ def streaming(
                 else:
                     yield event.output
         finally:
-            if not self._loop.loop.is_closed():
-                self._loop.run(ferry.stop())
+            self._loop.run(ferry.stop())
 
     return call
 
@@ -179,10 +183,3 @@ def _fulfil(wish: Future[C], source: Any) -> None:
         raise
     else:
         wish.set_result(chunk)
-
-
-async def _cancel_others() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)

@@ -40,8 +40,11 @@ class GrpcChannel:
         """`credentials`: for TLS; None: plain text."""
         self._target, self._credentials = target, credentials
         self._channel: aio.Channel | None = None
+        self._closed = False
 
     def _connected(self) -> aio.Channel:
+        if self._closed:
+            raise RuntimeError("the client is closed")
         if self._channel is None:
             if self._credentials is None:
                 self._channel = aio.insecure_channel(self._target, options=_OPTIONS)
@@ -59,6 +62,11 @@ class GrpcChannel:
             response: A = await rpc(request, timeout=timeout)
         except aio.AioRpcError as error:
             raise translate(error) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and task is not None and not task.cancelling():
+                raise RuntimeError("the client was closed meanwhile") from None
+            raise
         return response
 
     def open(self, method: Method[Q, A]) -> GrpcStream[Q, A]:
@@ -70,6 +78,7 @@ class GrpcChannel:
         return GrpcStream(rpc())
 
     async def close(self) -> None:
+        self._closed = True
         if self._channel is not None:
             await self._channel.close()
 

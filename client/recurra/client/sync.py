@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from datetime import datetime
 from types import TracebackType
@@ -133,9 +132,7 @@ class Client(Bridged[AsyncClient]):
             channels=channels,
             chance=chance,
         )
-        super().__init__(LoopThread(), inner)
-        self._closing = threading.Lock()
-        self._closed = False
+        super().__init__(LoopThread.shared(), inner)
 
     predict = blocking(AsyncClient.predict)
     models = blocking(AsyncClient.models)
@@ -154,12 +151,7 @@ class Client(Bridged[AsyncClient]):
 
     def close(self) -> None:
         """Close the connections. Sessions live on, by their time to live. Closing again does nothing."""
-        with self._closing:
-            if self._closed:
-                return
-            self._closed = True
         self._loop.run(self._inner.close())
-        self._loop.stop()
 
     def __enter__(self) -> Self:
         return self
