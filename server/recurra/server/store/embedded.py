@@ -124,9 +124,9 @@ class EmbeddedStore:
             return
         lock, self._lock = self._lock, None
         try:
-            if self._watcher is not None:
-                self._watcher.cancel()
-                await asyncio.wait([self._watcher])
+            while self._watcher is not None and not self._watcher.done():
+                self._watcher.cancel()  # again and again: redis-py may lose one while it connects
+                await asyncio.wait([self._watcher], timeout=PAUSE_SECONDS)
             if self._process is not None:
                 await self._process.stop()
                 self._socket.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """One ordered connection to the store: batches of commands go out whole and come back as lists.
 
-redis-py makes the connection (URL, TLS, password, handshake); the batches then go over its streams, because asking it
+redis-py makes the connection (URL, TLS, password, handshake); the batches then go over its transport, because asking it
 for each reply in turn costs more than the store takes to make them.
 """
 
@@ -19,7 +19,6 @@ from redis.exceptions import AuthenticationError, RedisError
 
 from recurra.wire.errors import StoreUnavailable
 
-_READ_BYTES = 1 << 18
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5  # seconds between attempts to connect
 
 
@@ -35,6 +34,48 @@ class _Exchange:
     timer: asyncio.TimerHandle | None = None
 
 
+class _Replies(asyncio.Protocol):
+    """What comes over one connection, parsed in C and handed on as it comes.
+
+    Attributes:
+        lost: set once nothing more is to come; `failure` says why.
+        served: whether the store has answered.
+    """
+
+    def __init__(self, hand_out: Callable[[list[Any]], None], skip: int) -> None:
+        """`skip`: how many replies nobody waits for come first."""
+        self.lost = asyncio.Event()
+        self.failure = "the store closed the connection"
+        self.served = False
+        self._parser = hiredis.Reader()
+        self._hand_out, self._skip = hand_out, skip
+
+    def data_received(self, data: bytes) -> None:
+        if self.lost.is_set():
+            return
+        self._parser.feed(data)
+        try:
+            replies = list(iter(self._parser.gets, False))  # no command here answers 0, which equals False
+        except hiredis.ProtocolError as error:
+            self._give_up(str(error))
+            return
+        if self._skip and replies:
+            opened, self._skip = replies.pop(0), 0
+            if isinstance(opened, hiredis.ReplyError) and str(opened).startswith("LOADING"):
+                self._give_up(str(opened))  # it still reads its file, and would refuse every command
+                return
+        self.served = True
+        self._hand_out(replies)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self.lost.set()
+
+    def _give_up(self, failure: str) -> None:
+        self.failure = failure
+        self.lost.set()
+
+
 class Pipe:
     """A pipeline of batches, answered in order; after a broken connection what was not answered is sent again.
 
@@ -48,9 +89,11 @@ class Pipe:
         self._timeout = timeout_seconds
         self._opening = _packed(opening) if opening else b""
         self._waiting: deque[_Exchange] = deque()
-        self._writer: asyncio.StreamWriter | None = None
+        self._replies = _Replies(self._hand_out, 0)
+        self._transport: asyncio.WriteTransport | None = None
         self._work = asyncio.Event()
         self._failure = "no connection yet"
+        self._pause = _FIRST_PAUSE
         self._task = asyncio.create_task(self._serve(), name="store pipe")
 
     def send(self, wire: Any, count: int) -> asyncio.Future[list[Any]]:
@@ -59,8 +102,8 @@ class Pipe:
         exchange = _Exchange(wire, count, loop.time() + self._timeout, loop.create_future(), [])
         self._waiting.append(exchange)
         exchange.timer = loop.call_at(exchange.deadline, self._expire)
-        if self._writer is not None:
-            self._writer.write(wire)
+        if self._transport is not None:
+            self._transport.write(wire)
         self._work.set()
         return exchange.answer
 
@@ -70,51 +113,46 @@ class Pipe:
 
     async def close(self) -> None:
         """Drop the connection; what is unanswered fails."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        while not self._task.done():
+            self._task.cancel()  # again and again: redis-py may lose one while it connects
+            await asyncio.wait([self._task], timeout=_FIRST_PAUSE)
         self._fail(lambda _: True)
         await self._pool.disconnect()
 
     async def _serve(self) -> None:
-        pause = _FIRST_PAUSE
         while True:
             await self._work.wait()
             connection: Connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
             try:
-                await connection.connect()  # type: ignore[no-untyped-call]
-                pause = _FIRST_PAUSE
+                async with asyncio.timeout(self._timeout):
+                    await connection.connect()  # type: ignore[no-untyped-call]
                 await self._exchange(connection)
             except (OSError, RedisError, EOFError) as error:
                 self._failure = str(error) or type(error).__name__
-                if isinstance(error, AuthenticationError):
+                if AuthenticationError in (type(error), type(error.__cause__)):  # on unix sockets it comes wrapped
                     self._fail(lambda _: True)
             finally:
-                self._writer = None
+                self._transport = None
                 await connection.disconnect(nowait=True)
-            await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311
-            pause = min(pause * 2, _LONGEST_PAUSE)
+            await asyncio.sleep(self._pause * random.uniform(0.5, 1))  # noqa: S311
+            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
 
     async def _exchange(self, connection: Connection) -> None:
-        reader, writer = connection._reader, connection._writer  # noqa: SLF001 # see the module's words
-        if reader is None or writer is None:
+        writer = connection._writer  # noqa: SLF001 # see the module's words
+        if writer is None:
             raise EOFError("connection closed")
-        parser = hiredis.Reader()
-        skip = bool(self._opening)
-        writer.write(self._opening)
+        transport = writer.transport
+        replies = self._replies = _Replies(self._hand_out, skip=1 if self._opening else 0)
+        transport.set_protocol(replies)
+        transport.write(self._opening)
         for exchange in self._waiting:
             exchange.replies.clear()
-            writer.write(exchange.wire)
-        self._writer = writer
-        while data := await reader.read(_READ_BYTES):
-            if self._writer is not writer:
-                break
-            parser.feed(data)
-            replies = list(iter(parser.gets, False))  # drained in C; no command here answers 0
-            if skip and replies:
-                del replies[0]
-                skip = False
-            self._hand_out(replies)
-        raise EOFError("the store closed the connection")
+            transport.write(exchange.wire)
+        self._transport = transport
+        await replies.lost.wait()
+        if replies.served:
+            self._pause = _FIRST_PAUSE
+        raise EOFError(replies.failure)
 
     def _hand_out(self, replies: list[Any]) -> None:
         while replies:
@@ -132,9 +170,10 @@ class Pipe:
 
     def _expire(self) -> None:
         now = asyncio.get_running_loop().time()
-        if self._writer is not None:  # what is given up has replies to come: only a new connection is in step again
-            self._writer.transport.abort()
-            self._writer, self._failure = None, "no answer in time"
+        if self._transport is not None:  # what is given up has replies to come: only a new connection is in step again
+            self._transport.abort()
+            self._replies.lost.set()
+            self._transport, self._failure = None, "no answer in time"
         self._fail(lambda late: late.deadline <= now)
 
     def _fail(self, which: Callable[[_Exchange], bool]) -> None:
