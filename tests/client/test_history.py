@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recurra.client.history import ROUNDS, History
+from recurra.client.course import ROUNDS, perform
+from recurra.client.history import History
 from recurra.client.operation import Create, Look, Operation, Reply, doubtful
 from recurra.client.standing import Standing
 from recurra.client.window import Window
@@ -108,7 +109,7 @@ def make(**options: object) -> History:
 
 def run(history: History, session: Session, operation: Operation, faults: str = "") -> Reply:
     """Perform; each letter of `faults` is the fate of one attempt: . arrives, < its reply is lost, x it is lost."""
-    course, fates = history.perform(operation), iter(faults)
+    course, fates = perform(history, operation), iter(faults)
     step = next(course)
     try:
         while True:
@@ -154,7 +155,7 @@ def test_a_first_operation_continues_a_session_that_is_there() -> None:
 def test_a_first_operation_keeps_up_with_a_session_that_others_write_meanwhile() -> None:
     history, session = make(), Session()
     session.somebody()
-    course = history.perform(history.name("a", 1))
+    course = perform(history, history.name("a", 1))
     exists = session.answer(next(course))
     step = course.send(exists)
     session.somebody()
@@ -366,7 +367,7 @@ def test_what_if_changes_nothing_here_or_there() -> None:
 def test_a_refused_operation_is_forgotten() -> None:
     history, session = make(), Session()
     predict(history, session, "a")
-    course = history.perform(history.name("b", 1))
+    course = perform(history, history.name("b", 1))
     next(course)
     with pytest.raises(RunFailed):
         course.send(RunFailed(""))
@@ -377,7 +378,7 @@ def test_an_operation_that_is_cut_off_stays_known() -> None:
     history, session = make(), Session()
     predict(history, session, "a")
     operation = history.name("b", 1)
-    course = history.perform(operation)
+    course = perform(history, operation)
     session.answer(next(course))
     operation.unsure = True
     course.close()
@@ -414,10 +415,22 @@ def test_queued_operations_are_performed_one_by_one_after_a_break() -> None:
     assert history.settled
 
 
+def test_what_was_queued_and_left_is_found_where_the_session_stands() -> None:
+    history, session = make(), Session()
+    predict(history, session, "a")
+    queued = [history.queue(request, 1) for request in "bcd"]
+    for operation in queued:
+        operation.unsure = True
+        session.answer(operation)
+    history.applied(queued[0])
+    predict(history, session, "e")
+    assert session.requests == list("abcde")
+
+
 def test_a_session_that_never_settles_is_contended() -> None:
     history, session = make(), Session()
     session.somebody()
-    course = history.perform(history.name("a", 1))
+    course = perform(history, history.name("a", 1))
     step = next(course)
     for _ in range(ROUNDS):
         session.somebody()

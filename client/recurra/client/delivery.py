@@ -11,10 +11,11 @@ from typing import Final, TypeVar
 import numpy as np
 
 from recurra.client.channel import END_SESSION, GET_SESSION, PREDICT, RESET_STATE, SET_STATE, A, Method, Q
+from recurra.client.course import Course, perform
 from recurra.client.frames import CREATES, FrameStream, put_names, row_errors, timestamp
 from recurra.client.history import History
 from recurra.client.model import read_session, read_time
-from recurra.client.operation import Course, Look, Operation, Reply, Step, doubtful
+from recurra.client.operation import Look, Operation, Reply, Step, doubtful
 from recurra.client.patience import Chance, Patience
 from recurra.client.replicas import Replicas
 from recurra.client.standing import Standing
@@ -81,7 +82,7 @@ class Delivery:
 
     async def perform(self, operation: Operation, patience: Patience) -> Reply:
         """Send the operation, and what has to be sent before it, until it is answered for good. Raises RecurraError."""
-        return await _drive(self.history.perform(operation), lambda step: self._attempt(step, patience))
+        return await _drive(perform(self.history, operation), lambda step: self._attempt(step, patience))
 
     async def _attempt(self, step: Step, patience: Patience) -> Reply | RecurraError:
         try:

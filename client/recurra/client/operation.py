@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -74,7 +73,6 @@ class Reply(NamedTuple):
 
 
 Step = Operation | Look
-Course = Generator[Step, Reply | RecurraError, Reply]
 
 
 def doubtful(error: RecurraError) -> bool:

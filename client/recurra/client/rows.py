@@ -10,9 +10,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from recurra.client.course import Course, perform
 from recurra.client.delivery import Delivery, doubt, row_reply
 from recurra.client.frames import FrameStream, Ids, normal, take
-from recurra.client.operation import Course, Operation, Reply, Step
+from recurra.client.operation import Operation, Reply, Step
 from recurra.client.patience import Patience
 from recurra.v1 import inference_pb2, session_pb2
 from recurra.wire.errors import DeadlineExceeded, RecurraError
@@ -98,7 +99,7 @@ async def settle(
     Returns:
         By row, the reply, or the error that it finally failed with.
     """
-    courses: dict[int, Course] = {row: way.history.perform(operation) for row, (way, operation, _) in rows.items()}
+    courses: dict[int, Course] = {row: perform(way.history, operation) for row, (way, operation, _) in rows.items()}
     steps: dict[int, Step] = {}
     met: dict[int, Outcome] = {}
     done: dict[int, Outcome] = {}
