@@ -21,7 +21,7 @@ _BROUGHT: Final = {
     "serve": "serve a folder of models",
     "inspect": "what a .onnx file takes, gives and remembers",
 }
-_USAGE: Final = 2
+_INTERRUPTED: Final = 130  # as shells tell it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except (OSError, ValueError, ModuleNotFoundError) as error:
         return _fail(str(error))
+    except KeyboardInterrupt:
+        return _INTERRUPTED
     return 0
 
 

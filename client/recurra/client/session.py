@@ -34,7 +34,9 @@ class AsyncSession:
 
     Operations of one handle follow each other; those of many handles run side by side. Every operation applies once,
     whatever is retried. Raises the classes of recurra.wire.errors; after one that is `retryable`, calling again with
-    the same input is a retry of the same operation.
+    the same input is a retry of the same operation. After one that tells that others wrote, ended or lost the session
+    (Diverged, StateReset, WrongIncarnation, SessionClosed, SessionExpired, DataLoss), `follow` goes on from what is
+    there.
 
     Attributes:
         model: the model's name.
