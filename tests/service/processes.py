@@ -105,6 +105,8 @@ class ServerProcess:
                 self.stop()
             except subprocess.TimeoutExpired:
                 self.kill()
+        elif self.process is not None:
+            self.wait()
         if not self._shared:
             with contextlib.suppress(redis.RedisError):
                 os.kill(self.store_pid, signal.SIGKILL)
