@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recurra.server.engine.batch import Batch
 from recurra.server.engine.judge import continues, judge
 from recurra.server.engine.operation import Create, Kind
+from recurra.server.engine.scheduler import Part
 from recurra.server.store import record
 from recurra.wire.errors import (
     AlreadyApplied,
@@ -23,14 +25,15 @@ from recurra.wire.errors import (
 LAYOUT = np.array([11, 12], np.uint64)
 DIGEST = np.array([21, 22], np.uint64)
 NOW_MS = 1_000_000
-FIRST, LAST, NEW, OTHER, NONE = (1, 1), (2, 2), (3, 3), (4, 4), (0, 0)
+FIRST, LAST, NEW, OTHER, EARLIER, NONE = (1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (0, 0)
 
 
 def head(last=LAST, *, kind=record.LIVE, incarnation=FIRST, operation=Kind.PREDICT, layout=LAYOUT, digest=DIGEST):
-    """Where the store says that a session stands: created by FIRST, last changed by LAST."""
+    """Where the store says that a session stands: created by FIRST, changed by EARLIER, last by LAST."""
     there = np.zeros(1, record.HEADER)
     there["format"], there["kind"], there["operation"] = record.FORMAT, kind, operation
     there["id"], there["incarnation"], there["layout"], there["digest"] = last, incarnation, layout, digest
+    there["recent"][:, 1] = EARLIER
     there["position"] = 40
     return there
 
@@ -38,7 +41,7 @@ def head(last=LAST, *, kind=record.LIVE, incarnation=FIRST, operation=Kind.PREDI
 def both(block, heads, *, digest=DIGEST, row=0):
     """What the columns and the judge say of one row."""
     verdict = judge(block, row, heads[row], LAYOUT, digest=digest, now_ms=NOW_MS)
-    return bool(continues(block, np.arange(len(heads)), heads, LAYOUT)[row]), verdict
+    return bool(continues(Batch([Part(block, np.arange(len(heads)))]), heads, LAYOUT)[row]), verdict
 
 
 @pytest.fixture
@@ -66,6 +69,7 @@ ELSEWHERE = {"layout": np.array([11, 99], np.uint64)}
         ({"after": LAST}, CLOSED),
         ({"after": LAST, "create": Create.NEW}, CLOSED),
         ({"after": LAST}, CLOSED | ELSEWHERE),
+        ({"after": LAST, "id_": (2, 1)}, {}),  # half the last one's id, half the first one's
         ({"after": LAST, "kind": Kind.END}, ELSEWHERE),
         ({"after": LAST, "kind": Kind.RESET, "whole": True}, ELSEWHERE),
     ],
@@ -86,6 +90,9 @@ def test_it_applies(operation, asked, there):
         ({"id_": FIRST}, {}, AlreadyApplied),
         ({"id_": FIRST, "after": LAST}, {}, AlreadyApplied),
         ({"id_": FIRST}, CLOSED, AlreadyApplied),
+        ({"id_": EARLIER}, {}, AlreadyApplied),
+        ({"id_": EARLIER, "after": LAST}, {}, AlreadyApplied),
+        ({"id_": EARLIER, "after": LAST}, CLOSED, AlreadyApplied),
         ({"create": Create.NEW}, {}, SessionExists),
         ({"create": Create.NEW}, CLOSED, SessionClosed),
         ({}, CLOSED, SessionClosed),
@@ -97,8 +104,10 @@ def test_it_applies(operation, asked, there):
         ({"kind": Kind.SET}, ELSEWHERE, ModelChanged),
         ({"kind": Kind.RESET}, ELSEWHERE, ModelChanged),
         ({"create": Create.NEVER}, None, SessionNotFound),
-        ({"create": Create.NEVER, "told_expire_ms": NOW_MS - 1}, None, SessionNotFound),
         ({"after": LAST}, None, SessionNotFound),
+        ({"told_expire_ms": NOW_MS - 1}, None, SessionExpired),
+        ({"told_expire_ms": NOW_MS + 1}, None, DataLoss),
+        ({"create": Create.NEVER, "told_expire_ms": NOW_MS - 1}, None, SessionExpired),
         ({"after": LAST, "told_expire_ms": NOW_MS - 1}, None, SessionExpired),
         ({"after": LAST, "told_expire_ms": NOW_MS}, None, SessionExpired),
         ({"after": LAST, "told_expire_ms": NOW_MS + 1}, None, DataLoss),
@@ -135,27 +144,31 @@ def test_the_last_operations_id_with_another_input_has_diverged(operation, there
     assert verdict.last_id == np.array(LAST, np.uint64).tobytes()
 
 
-ids = st.sampled_from([FIRST, LAST, NEW, OTHER, (3, 0), (0, 3), (2, 1)])
+# Also ids that are each half another's.
+ids = st.sampled_from([FIRST, LAST, NEW, OTHER, EARLIER, (3, 0), (0, 3), (2, 1), (1, 2), (5, 2), (2, 5)])
 heads_ = st.none() | st.builds(
     head,
     last=st.sampled_from([FIRST, LAST, OTHER]),
     kind=st.sampled_from([record.LIVE, record.CLOSED]),
     incarnation=st.sampled_from([FIRST, LAST]),
     operation=st.sampled_from(list(Kind)),
-    layout=st.sampled_from([LAYOUT, ELSEWHERE["layout"], LAYOUT[::-1]]),
+    layout=st.sampled_from([LAYOUT, LAYOUT, LAYOUT, ELSEWHERE["layout"], LAYOUT[::-1]]),
     digest=st.sampled_from([DIGEST, DIGEST + np.uint64(1), DIGEST[::-1]]),
 )
 
 
 def test_columns_and_judge_agree_on_every_row(block):
+    @settings(max_examples=400)
     @given(
-        st.lists(st.tuples(ids, ids | st.just(NONE), heads_), min_size=1, max_size=5),
+        st.lists(st.tuples(ids, st.just(NONE) | st.just(None) | ids, heads_), min_size=1, max_size=5),
         st.sampled_from(list(Kind)),
         st.booleans(),
         st.sampled_from(list(Create)),
         st.sampled_from([0, NOW_MS - 1, NOW_MS + 1]),
     )
     def agree(rows, kind, whole, create, told_expire_ms):
+        heads = np.concatenate([record.MISSING if row[2] is None else row[2] for row in rows])
+        afters = [last if row[1] is None else row[1] for row, last in zip(rows, heads["id"].tolist(), strict=True)]
         operations = block(
             range(1, len(rows) + 1),
             kind=kind,
@@ -163,9 +176,8 @@ def test_columns_and_judge_agree_on_every_row(block):
             create=create,
             told_expire_ms=told_expire_ms,
             ids=np.array([row[0] for row in rows], np.uint64),
-            afters=np.array([row[1] for row in rows], np.uint64),
+            afters=np.array(afters, np.uint64),
         )
-        heads = np.concatenate([record.MISSING if row[2] is None else row[2] for row in rows])
         for row in range(len(rows)):
             applies, verdict = both(operations, heads, row=row)
             duplicate = (operations.ids[row] == heads["id"][row]).all()
@@ -175,7 +187,9 @@ def test_columns_and_judge_agree_on_every_row(block):
     agree()
 
 
-def test_only_the_rows_that_are_asked_about_are_decided(block):
-    operations = block([1, 2, 3], ids=np.array([NEW, LAST, OTHER], np.uint64))
-    decided = continues(operations, np.array([2, 1]), np.concatenate([head(), head()]), LAYOUT)
-    assert decided.tolist() == [True, False]
+def test_a_batch_is_decided_row_by_row_whatever_blocks_it_came_from(block):
+    first = block([1, 2], ids=np.array([NEW, LAST], np.uint64), create=Create.NEVER)
+    second = block([3, 4, 5], ids=np.array([OTHER, NEW, NEW], np.uint64), create=Create.NEW)
+    batch = Batch([Part(first, np.array([1, 0])), Part(second, np.array([0, 2]))])
+    heads = np.concatenate([head(), head(), head(), record.MISSING])
+    assert continues(batch, heads, LAYOUT).tolist() == [False, True, False, True]

@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +11,7 @@ from recurra.server.engine.operation import Block, Kind
 from recurra.server.engine.scheduler import _SCAN_BATCHES, Part, Scheduler
 
 SLOTS = 7
+LONG = 40
 MAX_BATCH = 4
 READY = np.ones(SLOTS, bool)
 
@@ -62,21 +64,25 @@ class Queue(RuleBasedStateMachine):
         slots=st.lists(st.integers(1, SLOTS - 1), min_size=1, max_size=SLOTS, unique=True)
         | st.integers(1, 3).map(lambda n: [0] * n),
         kind=st.sampled_from([Kind.RESET, Kind.SET]),
+        timesteps=st.sampled_from([1, 1, 1, LONG]),
         patience=st.integers(1, 8),
     )
-    def arrives(self, slots, kind, patience):
+    def arrives(self, slots, kind, timesteps, patience):
         sequence = len(self.by_sequence) + 1
-        new = type(self).block(slots, kind=kind, deadline=self.now + patience, sequence=sequence)
+        new = type(self).block(slots, kind=kind, timesteps=timesteps, deadline=self.now + patience, sequence=sequence)
         self.by_sequence[sequence] = new
         self.scheduler.add(new)
         self.waiting |= {(sequence, row) for row in range(len(slots))}
         return new
 
-    @rule(ready=st.lists(st.booleans(), min_size=SLOTS - 1, max_size=SLOTS - 1) | st.just([True] * (SLOTS - 1)))
-    def next_batch(self, ready):
+    @rule(
+        ready=st.lists(st.booleans(), min_size=SLOTS - 1, max_size=SLOTS - 1) | st.just([True] * (SLOTS - 1)),
+        longest=st.sampled_from([sys.maxsize, LONG, LONG - 1]),
+    )
+    def next_batch(self, ready, longest):
         ready = np.array([True, *ready])
         waiting = set(self.waiting)
-        parts, late = self.scheduler.next(self.now, ready)
+        parts, late = self.scheduler.next(self.now, ready, longest=longest)
         gone = self.moved(late, self.over)
         batch = self.moved(parts, self.started)
         assert all(self.by_sequence[sequence].deadline <= self.now for sequence, _ in gone)
@@ -84,6 +90,7 @@ class Queue(RuleBasedStateMachine):
         # A block that is late comes out whole: nothing of it is left behind.
         assert not {sequence for sequence, _ in gone} & {sequence for sequence, _ in self.waiting}
         assert len(batch) <= MAX_BATCH
+        assert all(self.by_sequence[sequence].timesteps <= longest for sequence, _ in batch)
         assert len({self.by_sequence[sequence].key for sequence, _ in batch}) <= 1
         assert all(len(part.rows) for part in parts)
         sessions = [self.slot(operation) for operation in batch if self.slot(operation)]
@@ -93,9 +100,10 @@ class Queue(RuleBasedStateMachine):
         for operation in batch:
             earlier = {other for other in waiting if other[0] < operation[0] and other not in gone}
             assert self.slot(operation) == 0 or self.slot(operation) not in map(self.slot, earlier)
-        # The oldest that could be started begins the batch; where none is started, none could be.
-        if len({sequence for sequence, _ in waiting}) <= MAX_BATCH * _SCAN_BATCHES:
-            could = [other for other in self.first_of_each(waiting - set(gone)) if ready[self.slot(other)]]
+        # The oldest that could be started begins the batch; where none is started and none is late, none could be.
+        if len({sequence for sequence, _ in waiting}) <= MAX_BATCH * _SCAN_BATCHES and not gone:
+            first = [other for other in self.first_of_each(waiting) if self.by_sequence[other[0]].timesteps <= longest]
+            could = [other for other in first if ready[self.slot(other)]]
             assert batch[:1] == sorted(could)[:1]
 
     def first_of_each(self, operations):
@@ -214,6 +222,25 @@ def test_stateless_operations_share_a_batch_though_all_have_slot_0(queue, block)
     assert started(queue) == [(1, 0), (2, 0), (3, 0)]
 
 
+def test_a_long_chunk_waits_where_only_short_ones_are_wanted_and_its_session_with_it(queue, block):
+    queue.add(block([1], sequence=1, timesteps=LONG))
+    queue.add(block([1], sequence=2, timesteps=1))
+    queue.add(block([2], sequence=3, timesteps=1))
+    parts, _ = queue.next(0, READY, longest=LONG - 1)
+    assert taken(parts) == [(3, 0)]
+    assert started(queue) == [(1, 0)]
+    assert started(queue) == [(2, 0)]
+
+
+def test_sessions_behind_a_crowd_of_another_are_not_kept_waiting(queue, block):
+    for sequence in range(1, 100):
+        queue.add(block([1], sequence=sequence))
+    queue.add(block([2], sequence=100))
+    assert started(queue) == [(1, 0), (100, 0)]
+    assert [started(queue) for _ in range(98)] == [[(sequence, 0)] for sequence in range(2, 100)]
+    assert queue.queued == 0
+
+
 def test_what_is_put_back_comes_before_what_came_later(queue, block):
     first, second = block([1, 2], sequence=1), block([1, 2], sequence=2)
     queue.add(first)
@@ -249,16 +276,3 @@ def test_withdrawing_leaves_what_was_started_and_everybody_else(queue, block):
     assert queue.withdraw(first) == []
     assert queue.queued == 1
     assert started(queue) == [(2, 0)]
-
-
-def test_a_crowd_of_one_session_does_not_end_the_look_for_others_for_ever(queue, block):
-    for sequence in range(1, 100):
-        queue.add(block([1], sequence=sequence))
-    queue.add(block([2], sequence=100))
-    order = []
-    while batch := started(queue):
-        order.append(batch)
-    assert [operation for batch in order for operation in batch if operation[0] < 100] == [
-        (n, 0) for n in range(1, 100)
-    ]
-    assert any((100, 0) in batch and len(batch) == 2 for batch in order)

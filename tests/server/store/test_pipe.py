@@ -86,6 +86,20 @@ async def test_what_was_cut_off_is_sent_again(pipes, valkey, redis, stuck):
         assert await asyncio.gather(*flights) == [said(words(at, round_ + at)) for at in range(1, 20)]
 
 
+async def test_a_batch_that_was_cut_off_half_answered_is_answered_whole(pipes, valkey, redis):
+    pipe = pipes(valkey.url)
+    wire = b"".join(hiredis.pack_command(command) for command in [("ECHO", "a"), ("BLPOP", "k", 0), ("ECHO", "b")])
+    answer = pipe.send(wire, 3)
+    async with asyncio.timeout(LONG):
+        while not pipe._waiting[0].replies:
+            await asyncio.wait([answer], timeout=0.01)
+        await redis.client_kill_filter(_type="normal", skipme=True)
+        while not (await redis.info("clients"))["blocked_clients"]:
+            await asyncio.wait([answer], timeout=0.01)
+        await redis.rpush("k", "x")
+        assert await answer == [b"a", [b"k", b"x"], b"b"]
+
+
 async def test_kill_9_of_the_store_in_mid_flight_is_survived(pipes, valkey):
     pipe = pipes(valkey.url)
     for round_ in range(2):
@@ -137,6 +151,55 @@ async def test_replies_are_not_mixed_up_where_a_batch_was_given_up_and_the_next_
             await given_up
         assert not still_wanted.done()
     assert await still_wanted == [b"d", b"e"]
+
+
+async def test_a_slow_store_that_still_answers_keeps_its_connection(pipes, valkey, redis):
+    pipe = pipes(valkey.url, timeout_seconds=2 * SHORT)
+    before = await pipe.command("CLIENT", "ID")
+    first, second = (pipe.command("BLPOP", key, 0) for key in ("first", "second"))
+    await asyncio.wait([second], timeout=SHORT)
+    await redis.rpush("first", "x")
+    assert await first == [[b"first", b"x"]]
+    with pytest.raises(StoreUnavailable):
+        await second
+    after = echo(pipe, "a", "b")
+    await redis.rpush("second", "x")  # its reply comes now, to nobody
+    assert await after == [b"a", b"b"]
+    assert await pipe.command("CLIENT", "ID") == before
+
+
+async def test_a_connection_that_swallows_everything_is_replaced(pipes, valkey, tmp_path):
+    swallowing = asyncio.Event()
+    writers: list[asyncio.StreamWriter] = []
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, alive: list[bool]) -> None:
+        while data := await reader.read(1 << 16):
+            if alive:
+                writer.write(data)
+        writer.close()
+
+    async def between(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        alive = [True]
+        there, to_there = await asyncio.open_unix_connection(valkey.url.removeprefix("unix://"))
+        writers.extend((writer, to_there))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(relay(reader, to_there, alive))
+            tasks.create_task(relay(there, writer, alive))
+            await swallowing.wait()
+            alive.clear()
+            swallowing.clear()
+
+    async with await asyncio.start_unix_server(between, tmp_path / "net.sock"):
+        pipe = pipes(f"unix://{tmp_path}/net.sock", timeout_seconds=SHORT)
+        assert await echo(pipe, "a") == [b"a"]
+        swallowing.set()
+        with pytest.raises(StoreUnavailable, match="did not answer"):
+            await echo(pipe, "b")
+        async with asyncio.timeout(LONG):
+            assert await echo(pipe, "c") == [b"c"]
+        swallowing.set()
+        for writer in writers:
+            writer.close()
 
 
 async def test_a_batch_whose_caller_went_away_keeps_its_place(pipes, valkey):
