@@ -6,6 +6,7 @@ import asyncio
 
 import numpy as np
 import pytest
+import redis
 
 from recurra.client import (
     AlreadyApplied,
@@ -17,8 +18,7 @@ from recurra.client import (
     SessionNotFound,
     Unreachable,
 )
-from recurra.client.channel import SET_STATE
-from recurra.v1 import session_pb2
+from recurra.server.store import record
 from tests.client.faulty import Faulty
 from tests.service.processes import store_client
 from tests.service.zoo import CLOSE, MODELS
@@ -213,40 +213,38 @@ async def test_full_queues_are_waited_for(faulty: Faulty) -> None:
         assert await client.models()
 
 
-async def test_the_window_replays_what_the_store_lost(aclient: AsyncClient, faulty: Faulty, session: str) -> None:
-    """The store goes back in time: another client ends the session and sets it as it was, under the same name of it."""
+def record_of(server, session: str) -> tuple[redis.Redis, bytes]:
+    """The store, and the key of a session's record in it."""
+    prefix, identity = record.key_prefix("default", "lstm"), record.identity("default", "lstm", session)
+    return store_client(server.store_socket), record.key(prefix, identity)
+
+
+async def test_the_window_replays_what_the_store_lost(aclient: AsyncClient, server, session: str) -> None:
+    """The store goes back in time, as after a failover."""
     handle = aclient.session("lstm", session)
     await handle.predict(X[:2])
     await handle.predict(X[2:4])
-    early, states = (await handle.info()).last_id, await handle.state()
-    await handle.predict(X[4:6])
-    await handle.predict(X[6:8])
-    late = (await handle.info()).last_id
-    request = session_pb2.SetStateRequest(model="lstm", session=session)
-    request.operation.id, request.operation.after = early, late
-    for name, state in states.items():
-        request.states.add(name=name, dtype=1, shape=state.shape, data=state.tobytes())
-    await faulty.channel.call(SET_STATE, request, timeout=5)
+    store, key = record_of(server, session)
+    with store:
+        early = store.get(key)
+        await handle.predict(X[4:6])
+        await handle.predict(X[6:8])
+        store.set(key, early, px=60_000)
     np.testing.assert_allclose(await handle.predict(X[8:]), LSTM.whole(X)[8:], **CLOSE)
 
 
-async def test_the_window_of_a_batch_replays_what_the_store_lost(
-    aclient: AsyncClient, faulty: Faulty, session: str
-) -> None:
+async def test_the_window_of_a_batch_replays_what_the_store_lost(aclient: AsyncClient, server, session: str) -> None:
     ids = [f"{session} {row}" for row in range(4)]
-    batch, lost = aclient.batch("lstm", ids), aclient.session("lstm", ids[2])
+    batch = aclient.batch("lstm", ids)
     xs = np.stack([LSTM.draw(row, 12) for row in range(4)])
     await batch.predict(xs[:, :2])
     await batch.predict(xs[:, 2:4])
-    early, states = (await lost.info()).last_id, await lost.state()
-    await batch.predict(xs[:, 4:6])
-    await batch.predict(xs[:, 6:8], lengths=[2, 1, 2, 0])
-    late = (await lost.info()).last_id
-    request = session_pb2.SetStateRequest(model="lstm", session=ids[2])
-    request.operation.id, request.operation.after = early, late
-    for name, state in states.items():
-        request.states.add(name=name, dtype=1, shape=state.shape, data=state.tobytes())
-    await faulty.channel.call(SET_STATE, request, timeout=5)
+    store, key = record_of(server, ids[2])
+    with store:
+        early = store.get(key)
+        await batch.predict(xs[:, 4:6])
+        await batch.predict(xs[:, 6:8], lengths=[2, 1, 2, 0])
+        store.set(key, early, px=60_000)
     y = await batch.predict(xs[:, 8:])
     np.testing.assert_allclose(y[2], LSTM.whole(xs[2])[8:], **CLOSE)
     np.testing.assert_allclose(y[3], LSTM.whole(xs[3, :6], xs[3, 8:])[6:], **CLOSE)

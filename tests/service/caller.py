@@ -245,6 +245,11 @@ class FrameReply:
     def errors(self) -> dict[int, RecurraError]:
         return {error.row: from_status(error.status) for error in self.raw.errors}
 
+    @property
+    def refused(self) -> RecurraError | None:
+        """Why the whole frame was refused, if it was."""
+        return from_status(self.raw.status) if self.raw.HasField("status") else None
+
 
 class Stream:
     """A StreamPredict call."""

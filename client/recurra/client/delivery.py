@@ -179,7 +179,7 @@ def _reply(session: session_pb2.Session, body: object = None) -> Reply:
 
 def row_reply(result: inference_pb2.FrameResult) -> Reply:
     """The reply of a frame of one row. Raises the error of that row."""
-    for error in row_errors(result).values():
+    for error in row_errors(result, 1).values():
         raise error
     [position] = np.frombuffer(result.positions, "<u8").tolist()
     [durable] = np.frombuffer(result.durable_positions or result.positions, "<u8").tolist()

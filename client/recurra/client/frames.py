@@ -79,8 +79,10 @@ def timestamp(moment: datetime) -> Timestamp:
     return message
 
 
-def row_errors(result: inference_pb2.FrameResult) -> dict[int, RecurraError]:
-    """Why rows failed, by row."""
+def row_errors(result: inference_pb2.FrameResult, rows: int) -> dict[int, RecurraError]:
+    """Why rows of a frame of so many failed, by row."""
+    if result.HasField("status"):
+        return {row: from_status(result.status) for row in range(rows)}
     return {error.row: from_status(error.status) for error in result.errors}
 
 

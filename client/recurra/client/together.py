@@ -120,7 +120,7 @@ async def _exchange(
         for row in group.tolist():
             crew.part(sent, row, create, unsure=True, dry=dry)
         raise
-    errors = {int(group[place]): error for place, error in row_errors(result).items()}
+    errors = {int(group[place]): error for place, error in row_errors(result, len(group)).items()}
     return result, errors, any(map(doubtful, doubts))
 
 

@@ -292,7 +292,7 @@ class Frame(_message.Message):
     afters: _builtins.bytes
     """N x 16 bytes, a row of zeros meaning empty; see Operation.after. Empty: all empty."""
     lengths: _builtins.bytes
-    """N x uint32, each from 1 to T: how many of a row's timesteps count; the rest is padding. Empty: all of them."""
+    """N x uint32, each from 1 to T: how many of a row's timesteps count; the rest is padding, finite as all input. Empty: all."""
     create: _session_pb2.Create.ValueType
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]:
@@ -340,6 +340,7 @@ class FrameResult(_message.Message):
     CREATED_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
     tag: _builtins.int
     positions: _builtins.bytes
     """N x uint64, and so durable_positions, which is empty where it equals positions."""
@@ -362,6 +363,10 @@ class FrameResult(_message.Message):
 
     @_builtins.property
     def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___RowError]: ...
+    @_builtins.property
+    def status(self) -> _status_pb2.Status:
+        """Set: the whole frame was refused, no operation of it was applied, and nothing else but the tag is set."""
+
     def __init__(
         self,
         *,
@@ -374,10 +379,11 @@ class FrameResult(_message.Message):
         created: _builtins.bytes = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         errors: _abc.Iterable[Global___RowError] | None = ...,
+        status: _status_pb2.Status | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "durable_positions", b"durable_positions", "errors", b"errors", "expire_time", b"expire_time", "incarnations", b"incarnations", "outputs", b"outputs", "positions", b"positions", "states", b"states", "tag", b"tag"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "durable_positions", b"durable_positions", "errors", b"errors", "expire_time", b"expire_time", "incarnations", b"incarnations", "outputs", b"outputs", "positions", b"positions", "states", b"states", "status", b"status", "tag", b"tag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

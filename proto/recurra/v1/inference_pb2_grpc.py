@@ -52,7 +52,9 @@ class InferenceServiceServicer(object):
     def Predict(self, request, context):
         """Runs one chunk of timesteps from the session's state and keeps the state after it.
 
-        A retry with the same operation id and input gets the same reply, and the session advances once.
+        A retry with the same operation id and input gets the same reply, and the session advances once; the input is all that makes
+        the prediction (not `after`, `create` or `expire_time`), by a call or in a frame. A record remembers its last five ids: with an
+        empty `after` a retry is safe as long as no more operations than that came between.
         INVALID_ARGUMENT: malformed, or does not fit the model's signature; no timestep consumed.
         NOT_FOUND: MODEL_NOT_FOUND; SESSION_NOT_FOUND; EXPIRED, its time to live passed.
         ALREADY_EXISTS: SESSION_EXISTS (CREATE_NEW only); ALREADY_APPLIED, a duplicate whose reply was too large to keep.

@@ -116,7 +116,9 @@ class Session(_message.Message):
     version: _builtins.str
     session: _builtins.str
     incarnation: _builtins.bytes
-    """The id of this life of the session: a session that is ended and created again has another one."""
+    """The id of this life of the session, which is the id of the operation that created it: a session that is ended and created
+    again has another one.
+    """
     position: _builtins.int
     """Timesteps since the base state (fresh, reset or set)."""
     durable_position: _builtins.int
@@ -255,7 +257,7 @@ class ResetStateRequest(_message.Message):
     model: _builtins.str
     @_builtins.property
     def sessions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """One or many."""
+        """From 1 to 4,096, each once."""
 
     @_builtins.property
     def operations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Operation]:

@@ -12,11 +12,11 @@ from typing import Any, Final
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from recurra import models
-from recurra.server.api.errors import Errors
+from recurra.server.api.errors import Guard
 from recurra.server.api.inference import Inference
 from recurra.server.api.models import Models
 from recurra.server.api.sessions import Sessions
@@ -27,12 +27,13 @@ from recurra.server.settings import EMBEDDED, Settings
 from recurra.server.store.embedded import EmbeddedStore
 from recurra.server.store.sessions import RedisStore
 from recurra.server.telemetry import Log, Metrics
-from recurra.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc, session_pb2, session_pb2_grpc
+from recurra.v1 import inference_pb2, model_pb2, session_pb2
 from recurra.wire.errors import StoreUnavailable
 
 _SLAB_BYTES: Final = 1 << 30  # per model; sessions beyond it are read from the store again
 _HANDSHAKE_MS: Final = 3_000
 _STREAMS_PER_CONNECTION: Final = 4_096
+_LAST_WORDS_SECONDS: Final = 0.5
 _log = Log(__name__)
 
 
@@ -151,7 +152,6 @@ async def _stop(tasks: list[asyncio.Task[None]]) -> None:
 
 def _grpc(settings: Settings, served: Served, metrics: Metrics) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     server = grpc.aio.server(
-        interceptors=[Errors(metrics)],
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
@@ -160,14 +160,16 @@ def _grpc(settings: Settings, served: Served, metrics: Metrics) -> tuple[grpc.ai
             ("grpc.so_reuseport", 0),
         ],
     )
-    inference_pb2_grpc.add_InferenceServiceServicer_to_server(Inference(served), server)
-    session_pb2_grpc.add_SessionServiceServicer_to_server(Sessions(served), server)
-    model_pb2_grpc.add_ModelServiceServicer_to_server(Models(served), server)
+    guard, files = Guard(metrics), (inference_pb2, session_pb2, model_pb2)
+    services = [service for file in files for service in file.DESCRIPTOR.services_by_name.values()]
+    servicers = (Inference(served), Sessions(served), Models(served))
+    server.add_generic_rpc_handlers(
+        tuple(guard.handlers(service, servicer) for service, servicer in zip(services, servicers, strict=True))
+    )
     statuses = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(statuses, server)
-    files = (inference_pb2, session_pb2, model_pb2, health_pb2)
-    names = [service.full_name for file in files for service in file.DESCRIPTOR.services_by_name.values()]
-    reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+    names = [*(service.full_name for service in services), health.SERVICE_NAME, reflection.SERVICE_NAME]
+    reflection.enable_server_reflection(names, server)
     return server, statuses
 
 
@@ -182,4 +184,5 @@ async def _drain(
             await asyncio.gather(*(engine.drain() for engine in served.engines.values()))
     except TimeoutError:
         _log.warning("drain.cut", seconds=settings.drain_seconds)
+    await server.stop(_LAST_WORDS_SECONDS)  # what is open yet is streams that have been answered
     await stopping

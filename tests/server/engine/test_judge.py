@@ -41,7 +41,7 @@ def head(last=LAST, *, kind=record.LIVE, incarnation=FIRST, operation=Kind.PREDI
 def both(block, heads, *, digest=DIGEST, row=0):
     """What the columns and the judge say of one row."""
     verdict = judge(block, row, heads[row], LAYOUT, digest=digest, now_ms=NOW_MS)
-    return bool(continues(Batch([Part(block, np.arange(len(heads)))]), heads, LAYOUT)[row]), verdict
+    return bool(continues(Batch([Part(block, np.arange(len(heads)))]), heads, LAYOUT, now_ms=NOW_MS)[row]), verdict
 
 
 @pytest.fixture
@@ -66,6 +66,7 @@ ELSEWHERE = {"layout": np.array([11, 99], np.uint64)}
         ({"after": LAST, "create": Create.NEW}, {}),
         ({}, None),
         ({"create": Create.NEW}, None),
+        ({"told_expire_ms": NOW_MS - 1}, None),
         ({"after": LAST}, CLOSED),
         ({"after": LAST, "create": Create.NEW}, CLOSED),
         ({"after": LAST}, CLOSED | ELSEWHERE),
@@ -105,7 +106,6 @@ def test_it_applies(operation, asked, there):
         ({"kind": Kind.RESET}, ELSEWHERE, ModelChanged),
         ({"create": Create.NEVER}, None, SessionNotFound),
         ({"after": LAST}, None, SessionNotFound),
-        ({"told_expire_ms": NOW_MS - 1}, None, SessionExpired),
         ({"told_expire_ms": NOW_MS + 1}, None, DataLoss),
         ({"create": Create.NEVER, "told_expire_ms": NOW_MS - 1}, None, SessionExpired),
         ({"after": LAST, "told_expire_ms": NOW_MS - 1}, None, SessionExpired),
@@ -192,4 +192,4 @@ def test_a_batch_is_decided_row_by_row_whatever_blocks_it_came_from(block):
     second = block([3, 4, 5], ids=np.array([OTHER, NEW, NEW], np.uint64), create=Create.NEW)
     batch = Batch([Part(first, np.array([1, 0])), Part(second, np.array([0, 2]))])
     heads = np.concatenate([head(), head(), head(), record.MISSING])
-    assert continues(batch, heads, LAYOUT).tolist() == [False, True, False, True]
+    assert continues(batch, heads, LAYOUT, now_ms=NOW_MS).tolist() == [False, True, False, True]

@@ -24,6 +24,7 @@ Array = NDArray[Any]
 
 MAX_HANDLES: Final = 1 << 16
 _MAX_FRAMES: Final = 64  # in flight on one stream; then it is not read on
+_NOT_BOUND, _NO_SLOT_YET = -2, -1
 
 
 class _Pending(NamedTuple):
@@ -32,7 +33,7 @@ class _Pending(NamedTuple):
     tag: int
     rows: int
     parts: list[tuple[Block, Rows]]
-    refused: RecurraError | None
+    refused: RecurraError | None = None
 
 
 class FrameStream:
@@ -41,9 +42,10 @@ class FrameStream:
     def __init__(self, served: Served, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self._served, self._context = served, context
         self._engine: Engine | None = None
-        self._slots = np.zeros(MAX_HANDLES, np.intp)  # 0: not bound
-        self._uses = np.zeros(MAX_HANDLES, np.int64)
+        self._slots = np.zeros(MAX_HANDLES, np.intp)
+        self._uses = np.full(MAX_HANDLES, _NOT_BOUND)  # which use of its slot a session's is
         self._names: dict[int, str] = {}
+        self._bound_names: set[str] = set()
         self._flying: set[Block] = set()
         self._done: asyncio.Queue[_Pending | None] = asyncio.Queue()
         self._room = asyncio.Semaphore(_MAX_FRAMES)
@@ -88,28 +90,25 @@ class FrameStream:
             raise InvalidArgument(f"this stream is bound to model '{self._engine.model.name}'")
         if len(bind.handles) != len(bind.sessions):
             raise InvalidArgument(f"{len(bind.handles)} handles for {len(bind.sessions)} sessions")
-        bound = set(self._names.values())
         for handle, name in zip(bind.handles, bind.sessions, strict=True):
             if handle >= MAX_HANDLES:
                 raise InvalidArgument(f"handle {handle}: handles are below {MAX_HANDLES}")
-            if handle in self._names or name in bound:
+            if handle in self._names or name in self._bound_names:
                 raise InvalidArgument(f"handle {handle} or session '{name}' is bound already")
-            bound.add(operations.session_name(name))
-            self._names[handle] = name
-            self._find(self._engine, handle)
-
-    def _find(self, engine: Engine, handle: int) -> None:
-        slot = engine.slot(self._names[handle])
-        self._slots[handle], self._uses[handle] = slot, engine.slots.uses[slot]
+            self._names[handle] = operations.session_name(name)
+            self._bound_names.add(name)
+            self._uses[handle] = _NO_SLOT_YET
 
     def _unbind(self, handles: Any) -> None:
         for handle in handles:
-            if self._names.pop(handle, None) is None:
+            name = self._names.pop(handle, None)
+            if name is None:
                 raise InvalidArgument(f"handle {handle} is not bound")
-            self._slots[handle] = 0
+            self._bound_names.remove(name)
+            self._uses[handle] = _NOT_BOUND
 
     def _submit(self, frame: inference_pb2.Frame) -> None:
-        """Queue a frame. One that is malformed is refused, session by session; the stream goes on."""
+        """Queue a frame. One that is malformed is refused whole, and the stream goes on."""
         engine = self._bound()
         if not frame.handles or len(frame.handles) % 4:
             raise InvalidArgument("a frame's handles are N x uint32, N at least 1")
@@ -125,7 +124,7 @@ class FrameStream:
                     engine.cancel(block)
             self._done.put_nowait(_Pending(frame.tag, rows, [], error))
             return
-        pending = _Pending(frame.tag, rows, parts, None)
+        pending = _Pending(frame.tag, rows, parts)
         left = len(parts)
 
         def landed(_: asyncio.Future[None]) -> None:
@@ -141,7 +140,7 @@ class FrameStream:
 
     def _blocks(self, engine: Engine, frame: inference_pb2.Frame, rows: int) -> list[tuple[Block, Rows]]:
         handles = np.frombuffer(frame.handles, "<u4")
-        if handles.max() >= MAX_HANDLES or not self._slots[handles].all():
+        if handles.max() >= MAX_HANDLES or (self._uses[handles] == _NOT_BOUND).any():
             raise InvalidArgument("the frame names a handle that is not bound")
         if len(np.unique(handles)) != rows:
             raise InvalidArgument("the frame names a handle twice")
@@ -176,7 +175,8 @@ class FrameStream:
         """The sessions' slots; a session that lost its slot meanwhile gets another."""
         stale = handles[engine.slots.uses[self._slots[handles]] != self._uses[handles]]
         for handle in stale.tolist():
-            self._find(engine, handle)
+            slot = engine.slot(self._names[handle])
+            self._slots[handle], self._uses[handle] = slot, engine.slots.uses[slot]
         slots = self._slots[handles]
         if len(stale) and (engine.slots.uses[slots] != self._uses[handles]).any():
             raise Overloaded("the frame has more sessions than there are free slots", retry_after=0.1)
@@ -218,8 +218,7 @@ def _cut(signature: Signature, arrays: list[Array], chosen: Rows, count: int, ro
 def _result(signature: Signature, pending: _Pending) -> inference_pb2.FrameResult:
     result = inference_pb2.FrameResult(tag=pending.tag)
     if pending.refused is not None:
-        status = to_status(pending.refused)
-        result.errors.extend(inference_pb2.RowError(row=row, status=status) for row in range(pending.rows))
+        result.status.CopyFrom(to_status(pending.refused))
         return result
     for block, rows in pending.parts:
         for row, error in block.errors.items():

@@ -26,11 +26,14 @@ class Batch:
         self.parts = parts
         self.head: Block = parts[0].block
         self.slots: NDArray[np.intp] = self._join(lambda block: block.slots)
+        self.epochs: NDArray[np.int64] = self._join(lambda block: block.epochs)
         self.ids: NDArray[np.uint64] = self._join(lambda block: block.ids)
+        self.afters: NDArray[np.uint64] = self._join(lambda block: block.afters)
         self.inputs: list[Array] = [self._join(_input(at)) for at in range(len(self.head.inputs))]
-        counts = [len(part.rows) for part in parts]
-        self.ttl_ms: NDArray[np.int64] = np.repeat([part.block.ttl_ms for part in parts], counts)
-        self._salts = np.repeat(np.array([part.block.salt for part in parts], np.uint64), counts)
+        scalars = np.array([(b.sequence, b.create, b.told_expire_ms, b.ttl_ms) for b, _ in parts], np.int64)
+        counts = [len(rows) for _, rows in parts]
+        self.sequences, self.creates, self.told_expire_ms, self.ttl_ms = np.repeat(scalars, counts, axis=0).T
+        self._salts = np.repeat(np.array([block.salt for block, _ in parts], np.uint64), counts)
 
     def __len__(self) -> int:
         return len(self.slots)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from recurra.wire.errors import (
     Contended,
     DeadlineExceeded,
     Draining,
+    InvalidArgument,
     Overloaded,
     RecurraError,
     RunFailed,
@@ -71,6 +73,7 @@ class Engine:
         self._prefix = record.key_prefix("default", model.name)
         self._layout = np.frombuffer(model.layout, "<u8")
         signature = model.signature
+        self._reply_tag = reply.tag([*signature.outputs, *signature.states])
         self._cuttable = (  # a long chunk may be run in pieces
             model.self_test.chunked
             and not signature.chunk_sizes
@@ -80,7 +83,14 @@ class Engine:
         self.slots = Slots(limits.slots, self._prefix)
         self._scheduler = Scheduler(max_batch=model.max_batch, slots=limits.slots + 1)
         self._commits = Commits(
-            self.slots, store, clock, self._layout, redo=self._conflicted, settled=self._settled, landed=self._landed
+            self.slots,
+            store,
+            clock,
+            layout=self._layout,
+            reply_tag=self._reply_tag,
+            redo=self._conflicted,
+            settled=self._settled,
+            landed=self._landed,
         )
         self._replies: OrderedDict[int, bytes] = OrderedDict()  # kept replies, by slot, of records read lately
         self._sequence = 0
@@ -88,6 +98,7 @@ class Engine:
         self._idle = asyncio.Event()
         self._busy = 0  # blocks that are not done
         self._draining = False
+        self._long: asyncio.Task[None] | None = None  # a long chunk on its way, in pieces
 
     # ---- what servicers call
 
@@ -100,6 +111,8 @@ class Engine:
         if self._draining:
             raise Draining("this replica is shutting down: retry, another one serves")
         count = len(block.slots)
+        if count > self._limits.queue:
+            raise InvalidArgument(f"{count} operations at once; this server queues at most {self._limits.queue}")
         if self._scheduler.queued + count > self._limits.queue:
             raise Overloaded(
                 f"{self._scheduler.queued} operations wait for model '{self.model.name}' already", retry_after=0.05
@@ -113,7 +126,8 @@ class Engine:
         self._wake.set()
 
     def cancel(self, block: Block) -> None:
-        """Nobody waits for this block any more: what was not started is not run. What was started goes on."""
+        """Nobody waits for this block any more: what was not started is not run. A commit that was sent goes on."""
+        block.abandoned = True
         for part in self._scheduler.withdraw(block):
             self._refuse(part, DeadlineExceeded("cancelled before it was started"))
 
@@ -165,21 +179,21 @@ class Engine:
         cold = self.slots.to_load()
         if len(cold):
             tasks.create_task(self._load(cold), name=f"load for {self.model.name}")
-        parts, late = self._scheduler.next(self._clock.monotonic(), self.slots.ready)
+        longest = _PIECE if self._long and self._cuttable else sys.maxsize
+        parts, late = self._scheduler.next(self._clock.monotonic(), self.slots.ready, longest=longest)
         for part in late:
             self._refuse(part, DeadlineExceeded("its deadline passed in the queue"))
-        admitted = [part for part in map(self._admit, parts) if len(part.rows)]
-        if admitted:
-            batch = Batch(admitted)
+        batch = self._admit(parts) if parts else None
+        if batch is not None:
             if batch.head.timesteps > _PIECE and self._cuttable:
                 self.slots.run_long(batch.slots, running=True)
-                tasks.create_task(self._step_long(batch), name=f"long chunk for {self.model.name}")
+                self._long = tasks.create_task(self._step_long(batch), name=f"long chunk for {self.model.name}")
             else:
                 await self._step(batch)
             while len(self._commits) >= _MAX_FLIGHTS:
                 self._wake.clear()
                 await self._wake.wait()
-        elif not parts:
+        elif not parts and not late:
             self._wake.clear()
             await self._wake.wait()
 
@@ -198,7 +212,7 @@ class Engine:
 
     async def _load(self, slots: Rows) -> None:
         """Read these sessions from the store into their slots."""
-        began, asked = self._clock.monotonic(), self._sequence + 1
+        began, epochs, asked = self._clock.monotonic(), self.slots.epoch[slots], self._sequence + 1
         self._sequence = asked
         try:
             found = await self._store.read(self.slots.keys[slots])
@@ -207,25 +221,24 @@ class Engine:
         self._metrics.observe_stage("load", self._clock.monotonic() - began)
         heads = np.zeros(len(slots), record.HEADER)
         states = self._runner.to_bytes(self._runner.gather(np.zeros(len(slots), np.intp)))
-        good = np.ones(len(slots), bool)
-        for place, (slot, answer) in enumerate(zip(slots.tolist(), found, strict=True)):
+        good = self.slots.epoch[slots] == epochs  # others were given up meanwhile, and are loaded again
+        for place in np.flatnonzero(good).tolist():
+            slot, answer = int(slots[place]), found[place]
             try:
                 if isinstance(answer, RecurraError):
                     raise answer
-                if answer is None:
-                    self._keep(slot, b"")
-                    continue
-                read = record.unpack(answer, self.slots.identity(slot))
+                read = None if answer is None else record.unpack(answer, self.slots.identity(slot))
             except RecurraError as error:
                 good[place] = False
-                self.slots.give_up(np.array([slot]))
-                for part in self._scheduler.take(np.array([slot])):
+                self.slots.give_up(slots[place : place + 1])
+                for part in self._scheduler.take(slots[place : place + 1]):
                     self._refuse(part, error)
                 continue
-            heads[place] = read.header[0]
-            if len(read.state) == states.shape[1]:  # of another layout, or ended: judge has the word
-                states[place] = np.frombuffer(read.state, np.uint8)
-            self._keep(slot, read.reply)
+            self._keep(slot, read.reply if read else b"")
+            if read:
+                heads[place] = read.header[0]
+                if len(read.state) == states.shape[1]:  # of another layout, or ended: judge has the word
+                    states[place] = np.frombuffer(read.state, np.uint8)
         if good.any():
             self._runner.scatter(slots[good], self._runner.from_bytes(states[good]))
             self.slots.install(slots[good], heads[good])
@@ -240,20 +253,22 @@ class Engine:
 
     # ---- admit: only what continues its session is run
 
-    def _admit(self, part: Part) -> Part:
-        block, rows = part
-        if block.stateless:
-            return part
-        slots = block.slots[rows]
-        fits = continues(block, rows, self.slots.headers[slots], self._layout)
-        if (
-            not block.commit
-        ):  # no compare-and-set will tell whether the slot is up to date, so it must be fresh or named
-            fits &= block.afters[rows].any(1) | (self.slots.read_at[slots] > block.sequence)
-        if not fits.all():
-            for row in rows[~fits].tolist():
+    def _admit(self, parts: list[Part]) -> Batch | None:
+        for block, rows in parts:
+            block.epochs[rows] = self.slots.epoch[block.slots[rows]]
+        batch = Batch(parts)
+        if batch.head.stateless:
+            return batch
+        heads, now_ms = self.slots.headers[batch.slots], int(self._clock.time() * 1000)
+        fits = continues(batch, heads, self._layout, now_ms=now_ms)
+        if not batch.head.commit:  # no compare-and-set will tell whether the slot is up to date: it is fresh, or named
+            fits &= batch.afters.any(1) | (self.slots.read_at[batch.slots] > batch.sequences)
+        if fits.all():
+            return batch
+        for place, block, row in batch.each():
+            if not fits[place]:
                 self._decide(block, row)
-        return Part(block, rows[fits])
+        return batch.only(fits) if fits.any() else None
 
     def _decide(self, block: Block, row: int) -> None:
         """One operation does not continue what is in its slot: answer it from the store's word, or ask for that."""
@@ -269,9 +284,10 @@ class Engine:
             self.slots.give_up(rows * 0 + slot)
             self._redo(block, rows)
             return
-        if error is None and head["flags"] & record.REPLY_DROPPED:
+        if error is None and (head["flags"] & record.REPLY_DROPPED or head["reply_tag"] != self._reply_tag):
             error = AlreadyApplied(
-                "the operation was applied before, and its reply was too large to keep", position=str(head["position"])
+                "the operation was applied before, and its reply is not kept: it was too large, or of another version",
+                position=str(head["position"]),
             )
         if error is not None:
             self._refuse(Part(block, rows), error)
@@ -294,38 +310,43 @@ class Engine:
         try:
             await self._step(batch)
         finally:
+            self._long = None
             self.slots.run_long(batch.slots, running=False)
             self._wake.set()
 
     async def _step(self, batch: Batch) -> None:
-        states = self._runner.gather(batch.slots)
-        rebased = batch.give(states, self._axes)
-        epochs = self.slots.epoch[batch.slots]
-        try:
-            step = await self._run(batch, states)
-        except Exception as error:  # noqa: BLE001 # whatever the runtime raises is this batch's, not the server's
-            await self._step_alone(batch, error)
-            return
-        if not all(state.dtype.kind != "f" or np.isfinite(state).all() for state in step.states):
-            await self._step_alone(batch, FloatingPointError("the new state is not finite"))
-            return
-        current = self.slots.epoch[batch.slots] == epochs
-        if not current.all():  # an earlier commit failed meanwhile: these rows were run from a state that never was
-            for block, rows in batch.only(~current).parts:
-                self._redo(block, rows)
+        """Run a batch and send its commit."""
+        current = self._current(batch)
+        if not current.all():
             if not current.any():
                 return
-            batch, rebased = batch.only(current), rebased[current]
-            step = Step(
-                [output[current] for output in step.outputs],
-                [state.compress(current, axis) for state, axis in zip(step.states, self._axes, strict=True)],
-            )
+            batch = batch.only(current)
+        states = self._runner.gather(batch.slots)
+        rebased = batch.give(states, self._axes)
         try:
+            step = await self._run(batch, states)
             self._finish(batch, step, rebased)
-        except Exception as error:  # noqa: BLE001 # outputs that do not fit together are this batch's fault
-            self.slots.give_up(batch.slots)
+        except RecurraError as error:
             for part in batch.parts:
-                self._refuse(part, RunFailed(f"the model's outputs could not be kept: {error}"))
+                self._refuse(part, error)
+        except Exception as error:  # noqa: BLE001 # whatever the runtime raises is this batch's, not the server's
+            if len(batch) == 1:
+                text = f"the model failed on this input: {error}; no timestep was consumed"
+                self._refuse(batch.parts[0], RunFailed(text))
+                return
+            for place in range(len(batch)):  # each alone, so that only the bad ones fail
+                await self._step(batch.only(np.arange(len(batch)) == place))
+
+    def _current(self, batch: Batch) -> NDArray[np.bool_]:
+        """Which rows still rest on what they were admitted to; the others are put back.
+
+        A commit of theirs may have failed meanwhile: then they were to continue a state that never was.
+        """
+        current: NDArray[np.bool_] = self.slots.epoch[batch.slots] == batch.epochs
+        if not current.all():
+            for block, rows in batch.only(~current).parts:
+                self._redo(block, rows)
+        return current
 
     async def _run(self, batch: Batch, states: list[Array]) -> Step:
         """Run a batch on the device, a long chunk in pieces."""
@@ -338,6 +359,8 @@ class Engine:
         else:
             pieces = []
             for start in range(0, timesteps, _PIECE):
+                if all(block.abandoned for block, _ in batch.parts):
+                    raise DeadlineExceeded("cancelled while it was run; no timestep was consumed")
                 pieces.append(await self._runner.run([x[:, start : start + _PIECE] for x in batch.inputs], states))
                 states = pieces[-1].states
             step = Step(self._joined([piece.outputs for piece in pieces]), states)
@@ -363,25 +386,54 @@ class Engine:
             await self._step(batch.only(np.arange(len(batch)) == place))
 
     def _finish(self, batch: Batch, step: Step, rebased: NDArray[np.bool_]) -> None:
-        began = self._clock.monotonic()
-        head, specs = batch.head, self.model.signature.outputs
+        """Keep what a run gave: the new state in the slots, and on its way to the store."""
+        began, head = self._clock.monotonic(), batch.head
+        good, finite = self._current(batch), self._finite(step.states, len(batch))
+        for block, rows in batch.only(good & ~finite).parts if (good & ~finite).any() else ():
+            text = "the model's new state is not finite on this input; no timestep was consumed"
+            self._refuse(Part(block, rows), RunFailed(text))
+        good &= finite
+        if not good.any():
+            return
+        if not good.all():
+            batch, rebased = batch.only(good), rebased[good]
+            kept = [state.compress(good, axis) for state, axis in zip(step.states, self._axes, strict=True)]
+            step = Step([output[good] for output in step.outputs], kept)
         outputs = step.outputs
-        if not head.return_sequences:
+        if not head.return_sequences and outputs:
+            specs = self.model.signature.outputs
             outputs = [
                 array[:, -1] if spec.has_time_axis else array for array, spec in zip(outputs, specs, strict=True)
             ]
-        states = [np.moveaxis(s, axis, 0) for s, axis in zip(step.states, self._axes, strict=True)]
-        told = states if head.return_states else []
-        if head.commit:
+        told = self._rows(step.states) if head.return_states else []
+        if head.stateless:
+            headers, at = self.slots.headers[batch.slots], 0
+            for block, rows in batch.parts:
+                mine = slice(at, at + len(rows))
+                block.answer(rows, [o[mine] for o in outputs], [s[mine] for s in told], headers[mine])
+                self._settled(block, rows)
+                at += len(rows)
+        elif head.commit:
             self._metrics.count_operations(_METRIC_KINDS[head.kind], len(batch))
-            self._runner.scatter(batch.slots, step.states)
             self._commits.send(batch, outputs, told, self._runner.to_bytes(step.states), rebased)
+            self._runner.scatter(batch.slots, step.states)
             if head.kind is Kind.END:  # what comes next under this name starts fresh
-                fresh = np.zeros(len(batch), np.intp)
-                self._runner.scatter(batch.slots, self._runner.gather(fresh))
+                self._runner.scatter(batch.slots, self._runner.gather(np.zeros(len(batch), np.intp)))
         else:
             self._commits.hold(batch, outputs, told, rebased)
         self._metrics.observe_stage("pack", self._clock.monotonic() - began)
+
+    def _finite(self, states: list[Array], count: int) -> NDArray[np.bool_]:
+        """Which sessions' new state holds neither a NaN nor an infinity, which would stay in it for ever."""
+        floats = [(s, axis) for s, axis in zip(states, self._axes, strict=True) if s.dtype.kind == "f"]
+        finite = np.ones(count, bool)
+        if not all(np.isfinite(state).all() for state, _ in floats):
+            for state, axis in floats:
+                finite &= np.isfinite(np.moveaxis(state, axis, 0).reshape(count, -1)).all(1)
+        return finite
+
+    def _rows(self, states: list[Array]) -> list[Array]:
+        return [np.moveaxis(state, axis, 0) for state, axis in zip(states, self._axes, strict=True)]
 
     # ---- the end of an operation
 

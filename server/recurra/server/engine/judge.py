@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recurra.server.engine.operation import Block, Create, Kind, Rows
+from recurra.server.engine.batch import Batch
+from recurra.server.engine.operation import Block, Create, Kind
 from recurra.server.store import record
 from recurra.wire.errors import (
     AlreadyApplied,
@@ -29,24 +30,20 @@ from recurra.wire.errors import (
 Array = NDArray[Any]
 
 
-def continues(block: Block, rows: Rows, heads: Array, layout: Array) -> NDArray[np.bool_]:
-    """Which rows of `block` apply to sessions at `heads`, (rows,) HEADER. `layout`: (2,) uint64, the model's."""
-    ids, afters = block.ids[rows], block.afters[rows]
-    follows = (afters == heads["id"]).all(1)
-    anywhere = ~afters.any(1)
+def continues(batch: Batch, heads: Array, layout: Array, *, now_ms: int) -> NDArray[np.bool_]:
+    """Which operations of `batch` apply to sessions that stand at `heads`, (N,) HEADER. `layout`: (2,) uint64."""
+    follows = (batch.afters == heads["id"]).all(1)
+    anywhere = ~batch.afters.any(1)
     live, closed = heads["kind"] == record.LIVE, heads["kind"] == record.CLOSED
-    missing = heads["format"] == 0
-    new = (missing & anywhere) | (closed & follows)
-    if block.create is Create.NEW:
-        fits = new | (live & follows)
-    elif block.create is Create.NEVER:
-        fits = live & (follows | anywhere)
-    else:
-        fits = new | (live & (follows | anywhere))
-    seen = (ids == heads["id"]).all(1) | (ids == heads["incarnation"]).all(1)
-    same_layout: NDArray[np.bool_] = (heads["layout"] == layout).all(1) | ~live | _needs_no_state(block)
-    fitting: NDArray[np.bool_] = fits & ~seen & same_layout
-    return fitting
+    missing = (heads["format"] == 0) & (batch.told_expire_ms <= now_ms)  # or it is lost
+    begins = (missing & anywhere) | (closed & follows)
+    goes_on = live & (follows | (anywhere & (batch.creates != Create.NEW)))
+    known = (heads["id"] == batch.ids).all(1) | (heads["incarnation"] == batch.ids).all(1)
+    known |= (heads["recent"] == batch.ids[:, None]).all(2).any(1)
+    fits: NDArray[np.bool_] = ((begins & (batch.creates != Create.NEVER)) | goes_on) & ~known
+    if not _needs_no_state(batch.head):
+        fits &= (heads["layout"] == layout).all(1) | ~live
+    return fits
 
 
 def judge(block: Block, row: int, head: Array, layout: Array, *, digest: Array, now_ms: int) -> RecurraError | None:
@@ -59,23 +56,14 @@ def judge(block: Block, row: int, head: Array, layout: Array, *, digest: Array, 
     identity, after, last = block.ids[row].tobytes(), block.afters[row].tobytes(), head["id"].tobytes()
     anywhere = not any(after)
     if last == identity:
-        return (
-            None
-            if (head["digest"] == digest).all()
-            else _at(
-                head, Diverged, "this operation id came before, with another input: every operation needs a new id"
-            )
-        )
-    if head["incarnation"].tobytes() == identity:
-        return _at(
-            head, AlreadyApplied, "this operation created the session, and others followed; its reply is not kept"
-        )
+        same = (head["digest"] == digest).all()
+        return None if same else _at(head, Diverged, "this operation id came before with another input: use a new one")
+    if head["incarnation"].tobytes() == identity or identity in [known.tobytes() for known in head["recent"]]:
+        return _at(head, AlreadyApplied, "this operation was applied, others followed, and its reply is not kept")
     if head["kind"] == record.CLOSED:
         begins = after == last and block.create is not Create.NEVER
         return (
-            None
-            if begins
-            else _at(head, SessionClosed, "the session was ended; to begin it anew, continue its last operation")
+            None if begins else _at(head, SessionClosed, "the session was ended; an operation after that begins anew")
         )
     if anywhere and block.create is Create.NEW:
         return _at(head, SessionExists, "the session exists already")
@@ -84,21 +72,22 @@ def judge(block: Block, row: int, head: Array, layout: Array, *, digest: Array, 
             return _at(head, StateReset, "somebody else reset the session or set its state meanwhile")
         return _at(head, Behind, "the session's last operation is not the one that this one continues")
     if (head["layout"] != layout).any() and not _needs_no_state(block):
-        return _at(
-            head, ModelChanged, "the session's state was written by a model with other states: reset the session"
-        )
+        return _at(head, ModelChanged, "the session's state is of a model with other states: reset the session")
     return None
 
 
-def _missing(block: Block, row: int, now_ms: int) -> RecurraError | None:
-    anywhere = not block.afters[row].any()
-    if anywhere and block.create is not Create.NEVER:
-        return None
-    if anywhere or not block.told_expire_ms:
-        return SessionNotFound("there is no such session")
-    if now_ms >= block.told_expire_ms:
+def gone(told_expire_ms: int, now_ms: int) -> RecurraError:
+    """What to tell of a session that was there, and was to live until then."""
+    if now_ms >= told_expire_ms:
         return SessionExpired("the session expired: its time to live passed without an operation; start a new one")
     return DataLoss("the session is gone from the store, though it should live on: the store lost data")
+
+
+def _missing(block: Block, row: int, now_ms: int) -> RecurraError | None:
+    begins = block.create is not Create.NEVER and not block.afters[row].any()
+    if begins and block.told_expire_ms <= now_ms:
+        return None
+    return gone(block.told_expire_ms, now_ms) if block.told_expire_ms else SessionNotFound("there is no such session")
 
 
 def _at(head: Array, cls: type[RecurraError], message: str) -> RecurraError:

@@ -49,8 +49,10 @@ class Block:
         commit: whether the session changes.
         told_expire_ms: the expiry that the client was last told, 0 for none.
         deadline, sequence: monotonic seconds; order of arrival, given by the engine.
+        abandoned: nobody waits for it any more.
         waiting: rows that are still to be started, ascending.
         tries: (N,) how often a row was decided anew.
+        epochs: (N,) the slots' when the rows were admitted: a slot that was given up since has another.
         done: resolved once no row is pending.
     """
 
@@ -72,8 +74,10 @@ class Block:
     deadline: float
     sequence: int = 0
     arrival: float = 0.0
+    abandoned: bool = False
     waiting: Rows = field(init=False)
     tries: NDArray[np.uint8] = field(init=False)
+    epochs: NDArray[np.int64] = field(init=False)
     pending: int = field(init=False)
     done: asyncio.Future[None] = field(init=False)
     outputs: list[Array] = field(default_factory=list)
@@ -85,7 +89,7 @@ class Block:
     def __post_init__(self) -> None:
         count = len(self.slots)
         self.waiting, self.pending = np.arange(count), count
-        self.tries = np.zeros(count, np.uint8)
+        self.tries, self.epochs = np.zeros(count, np.uint8), np.zeros(count, np.int64)
         self.done = asyncio.get_running_loop().create_future()
 
     @property
@@ -97,7 +101,8 @@ class Block:
     def key(self) -> Hashable:
         """Blocks of one key can be run in one batch."""
         shapes = tuple(array.shape[1:] for array in self.inputs)
-        return self.kind, self.commit, self.timesteps, shapes, self.return_sequences, self.return_states
+        flags = self.commit, self.stateless, self.whole, self.return_sequences, self.return_states
+        return self.kind, flags, self.timesteps, shapes
 
     def answer(self, rows: Rows, outputs: list[Array], states: list[Array], headers: Array) -> None:
         """Rows are done: their outputs and states (each (rows, ...)) and the headers that stand after them."""

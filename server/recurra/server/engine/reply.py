@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any, Final
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
+
+from recurra.models import StateSpec, TensorSpec
 
 Array = NDArray[Any]
 
@@ -28,6 +32,11 @@ def pack(tensors: list[Array]) -> NDArray[np.uint8]:
         packed[:, at : at + columns.shape[1]] = columns
         at += columns.shape[1]
     return packed
+
+
+def tag(specs: Sequence[TensorSpec | StateSpec]) -> int:
+    """32 bits that tell replies of other outputs apart."""
+    return crc32(repr([(spec.name, str(spec.dtype)) for spec in specs]).encode())
 
 
 def unpack(kept: bytes, dtypes: list[np.dtype[Any]]) -> list[Array]:

@@ -28,7 +28,6 @@ class _Exchange:
 
     wire: Any  # a buffer
     count: int
-    deadline: float
     answer: asyncio.Future[list[Any]]
     replies: list[Any]
     timer: asyncio.TimerHandle | None = None
@@ -40,6 +39,7 @@ class _Replies(asyncio.Protocol):
     Attributes:
         lost: set once nothing more is to come; `failure` says why.
         served: whether the store has answered.
+        heard: when anything came last, in the event loop's seconds.
     """
 
     def __init__(self, hand_out: Callable[[list[Any]], None], skip: int) -> None:
@@ -47,12 +47,14 @@ class _Replies(asyncio.Protocol):
         self.lost = asyncio.Event()
         self.failure = "the store closed the connection"
         self.served = False
+        self.heard = asyncio.get_running_loop().time()
         self._parser = hiredis.Reader()
         self._hand_out, self._skip = hand_out, skip
 
     def data_received(self, data: bytes) -> None:
         if self.lost.is_set():
             return
+        self.heard = asyncio.get_running_loop().time()
         self._parser.feed(data)
         try:
             replies = list(iter(self._parser.gets, False))  # no command here answers 0, which equals False
@@ -99,9 +101,9 @@ class Pipe:
     def send(self, wire: Any, count: int) -> asyncio.Future[list[Any]]:
         """Send `count` commands, packed in the buffer `wire`. The future's list holds their replies, errors too."""
         loop = asyncio.get_running_loop()
-        exchange = _Exchange(wire, count, loop.time() + self._timeout, loop.create_future(), [])
+        exchange = _Exchange(wire, count, loop.create_future(), [])
         self._waiting.append(exchange)
-        exchange.timer = loop.call_at(exchange.deadline, self._expire)
+        exchange.timer = loop.call_later(self._timeout, self._expire, exchange)
         if self._transport is not None:
             self._transport.write(wire)
         self._work.set()
@@ -116,7 +118,7 @@ class Pipe:
         while not self._task.done():
             self._task.cancel()  # again and again: redis-py may lose one while it connects
             await asyncio.wait([self._task], timeout=_FIRST_PAUSE)
-        self._fail(lambda _: True)
+        self._fail()
         await self._pool.disconnect()
 
     async def _serve(self) -> None:
@@ -130,7 +132,7 @@ class Pipe:
             except (OSError, RedisError, EOFError) as error:
                 self._failure = str(error) or type(error).__name__
                 if AuthenticationError in (type(error), type(error.__cause__)):  # on unix sockets it comes wrapped
-                    self._fail(lambda _: True)
+                    self._fail()
             finally:
                 self._transport = None
                 await connection.disconnect(nowait=True)
@@ -138,13 +140,14 @@ class Pipe:
             self._pause = min(self._pause * 2, _LONGEST_PAUSE)
 
     async def _exchange(self, connection: Connection) -> None:
-        writer = connection._writer  # noqa: SLF001 # see the module's words
-        if writer is None:
+        reader, writer = connection._reader, connection._writer  # noqa: SLF001 # see the module's words
+        if reader is None or writer is None or reader.at_eof():
             raise EOFError("connection closed")
         transport = writer.transport
         replies = self._replies = _Replies(self._hand_out, skip=1 if self._opening else 0)
         transport.set_protocol(replies)
         transport.write(self._opening)
+        self._waiting = deque(exchange for exchange in self._waiting if not exchange.answer.done())
         for exchange in self._waiting:
             exchange.replies.clear()
             transport.write(exchange.wire)
@@ -168,28 +171,34 @@ class Pipe:
         if not self._waiting:
             self._work.clear()
 
-    def _expire(self) -> None:
-        now = asyncio.get_running_loop().time()
-        if self._transport is not None:  # what is given up has replies to come: only a new connection is in step again
+    def _expire(self, late: _Exchange) -> None:
+        """Give one exchange up. Its replies may still come: it keeps its place, so that the others stay in step."""
+        self._refuse(late)
+        if self._transport is None:
+            while self._waiting and self._waiting[0].answer.done():
+                self._waiting.popleft()
+            if not self._waiting:
+                self._work.clear()
+        elif asyncio.get_running_loop().time() - self._replies.heard >= self._timeout:  # a dead connection, or store
+            self._failure = "no answer in time"
             self._transport.abort()
             self._replies.lost.set()
-            self._transport, self._failure = None, "no answer in time"
-        self._fail(lambda late: late.deadline <= now)
+            self._transport = None
 
-    def _fail(self, which: Callable[[_Exchange], bool]) -> None:
-        gone = [exchange for exchange in self._waiting if which(exchange)]
-        self._waiting = deque(exchange for exchange in self._waiting if not which(exchange))
-        for exchange in gone:
-            self._timer_off(exchange)
-            if not exchange.answer.done():
-                exchange.answer.set_exception(
-                    StoreUnavailable(
-                        f"the store did not answer within {self._timeout:g} s ({self._failure}); safe to retry"
-                    )
-                )
-                exchange.answer.exception()  # whoever waits sees it; nobody waiting is no fault
-        if not self._waiting:
-            self._work.clear()
+    def _fail(self) -> None:
+        """Give up all that waits."""
+        for exchange in self._waiting:
+            self._refuse(exchange)
+        self._waiting.clear()
+        self._work.clear()
+
+    def _refuse(self, exchange: _Exchange) -> None:
+        self._timer_off(exchange)
+        exchange.wire = b""
+        if not exchange.answer.done():
+            text = f"the store did not answer within {self._timeout:g} s ({self._failure}); safe to retry"
+            exchange.answer.set_exception(StoreUnavailable(text))
+            exchange.answer.exception()  # whoever waits sees it; nobody waiting is no fault
 
     @staticmethod
     def _timer_off(exchange: _Exchange) -> None:

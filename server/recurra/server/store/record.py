@@ -21,6 +21,7 @@ FORMAT: Final = 0x01524352  # "RCR", format 1
 LIVE, CLOSED = 1, 2
 CREATED, REPLY_DROPPED = 1, 2  # flags: the last operation created the session; its reply was too large to keep
 NAME_BYTES: Final = 256
+RECENT: Final = 4  # ids of earlier operations that a record remembers
 
 HEADER: Final = np.dtype(
     [
@@ -33,6 +34,7 @@ HEADER: Final = np.dtype(
         ("layout", "<u8", 2),  # of the state: names, dtypes and shapes
         ("incarnation", "<u8", 2),  # the id of the operation that created the session
         ("id", "<u8", 2),
+        ("recent", "<u8", (RECENT, 2)),  # the operations before that one, latest first
         ("digest", "<u8", 2),  # of the last operation's input and options
         ("commit", "<u8", 2),  # random
         ("position", "<u8"),
@@ -43,7 +45,7 @@ HEADER: Final = np.dtype(
         ("name_width", "<u2"),
         ("state_bytes", "<u4"),
         ("reply_bytes", "<u4"),
-        ("_2", "<u4"),
+        ("reply_tag", "<u4"),  # of the form of the kept reply
     ]
 )
 MISSING: Final = np.zeros(1, HEADER)  # the header of a session that is not there
