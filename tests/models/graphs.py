@@ -15,6 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from recurra.models.session import Session
+
 Array = NDArray[Any]
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
@@ -391,24 +393,45 @@ def scaled_cell(*, dims: Sequence[int | str] = (), kind: int = INT64) -> ModelPr
     return built
 
 
-def branching_gru(*, hidden: int = 8, exposed: bool = True) -> tuple[ModelProto, Weights]:
-    """A GRU in both branches of an If on a constant; its state (1, N, H) is input "memory_a" and output "memory_b"."""
+def branching_gru(
+    *, hidden: int = 8, exposed: bool = True, other: str = "gru", flag: bool | None = True
+) -> tuple[ModelProto, Weights]:
+    """A GRU in both branches of an If; its state (1, N, H) is input "memory_a" and output "memory_b", if `exposed`.
+
+    Args:
+        other: what stands in the second branch: "gru", or "mean", which has no state.
+        flag: the constant that decides; None: whether the chunk has more than one timestep.
+
+    """
     drawn = Weights.draw("GRU", 3, hidden)
 
-    def branch(prefix: str) -> onnx.GraphProto:
+    def branch(prefix: str, kind: str = "gru") -> onnx.GraphProto:
         inputs = ["x_time", "gru_w", "gru_r", "gru_b"] + (["", "memory_a"] if exposed else [])
-        node = helper.make_node(
-            "GRU", inputs, [f"{prefix}y", "end"], name=f"{prefix}gru", hidden_size=hidden, linear_before_reset=1
-        )
-        return helper.make_graph([node], prefix, [], [info(f"{prefix}y", None), info("end", None)])
+        outputs = [f"{prefix}y", *([f"{prefix}end"] if exposed else [])]
+        node = helper.make_node("GRU", inputs, outputs, name=f"{prefix}gru", hidden_size=hidden, linear_before_reset=1)
+        nodes = [node]
+        if kind == "mean":
+            nodes = [
+                helper.make_node("ReduceMean", ["x_time"], [f"{prefix}mean"], axes=[2], keepdims=1),
+                helper.make_node("Tile", [f"{prefix}mean", "repeats"], [f"{prefix}tiled"]),
+                helper.make_node("Unsqueeze", [f"{prefix}tiled", "one"], [f"{prefix}y"]),
+            ]
+        return helper.make_graph(nodes, prefix, [], [info(name, None) for name in outputs])
 
+    then, otherwise = branch("a"), branch("b", other)
+    given = ["gru_y", *(["memory_b"] if exposed else [])]
     nodes = [
         helper.make_node("Transpose", ["x"], ["x_time"], perm=[1, 0, 2]),
-        helper.make_node("If", ["flag"], ["gru_y", "memory_b"], then_branch=branch("a"), else_branch=branch("b")),
+        helper.make_node("If", ["flag"], given, then_branch=then, else_branch=otherwise),
         helper.make_node("Squeeze", ["gru_y", "one"], ["y_time"]),
         helper.make_node("Transpose", ["y_time"], ["y"], perm=[1, 0, 2]),
     ]
-    weights = [*drawn.initializers("gru"), const("one", [1]), const("flag", True, np.bool_)]
+    weights = [*drawn.initializers("gru"), const("one", [1]), const("repeats", [1, 1, hidden])]
+    if flag is None:
+        nodes.insert(1, helper.make_node("Shape", ["x"], ["timesteps"], start=1, end=2))
+        nodes.insert(2, helper.make_node("Greater", ["timesteps", "one"], ["flag"]))
+    else:
+        weights.append(const("flag", flag, np.bool_))
     inputs, outputs = [info("x", ["batch", "time", 3])], [info("y", ["batch", "time", hidden])]
     if exposed:
         inputs.append(info("memory_a", [1, "batch", hidden]))
@@ -455,3 +478,9 @@ def lstm_with_lengths() -> ModelProto:
     node.input.append("lengths32")
     built.graph.node.insert(0, helper.make_node("Cast", ["lengths"], ["lengths32"], to=TensorProto.INT32))
     return built
+
+
+def run(built: ModelProto, feed: dict[str, Array], outputs: Sequence[str] | None = None) -> list[Array]:
+    """The runtime's own answer on the CPU."""
+    session = Session(built.SerializeToString(), "cpu")
+    return session.run(outputs or session.outputs, feed)

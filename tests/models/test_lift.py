@@ -1,11 +1,14 @@
 from pathlib import Path
 
 import graphs
+import loops
 import numpy as np
+import onnx
 import pytest
 from onnx import helper
 
 from recurra.models import Model, ModelRefused, layers, load
+from recurra.models.lift import lift
 
 
 def fresh(model: Model, rows: int) -> list[graphs.Array]:
@@ -129,15 +132,84 @@ def test_an_initial_state_without_a_final_one_is_refused(tmp_path: Path):
         load(graphs.write(built, tmp_path), provider="cpu")
 
 
-def test_a_layout_that_the_runtime_lacks_is_refused(tmp_path: Path):
-    built, _ = graphs.native("GRU", attributes={"layout": 1})
-    with pytest.raises(ModelRefused, match="layout=1"):
-        load(graphs.write(built, tmp_path), provider="cpu")
+@pytest.mark.parametrize("op", ["RNN", "GRU", "LSTM"])
+@pytest.mark.parametrize("initial", ["missing", "learned"])
+def test_a_node_with_the_batch_first_is_turned(tmp_path: Path, op: str, initial: str):
+    """The runtime has no layout=1."""
+    built, (weights,) = graphs.native(op, initial=initial, attributes={"layout": 1})
+    graph = built.graph
+    node = next(each for each in graph.node if each.op_type == op)
+    node.input[0] = "x"
+    if initial == "learned":  # (1, D, H), spread to (N, D, H)
+        expand = next(each for each in graph.node if each.op_type == "Expand")
+        concat = next(each for each in graph.node if each.op_type == "Concat")
+        concat.input[:] = [concat.input[1], concat.input[0], concat.input[2]]
+        graph.node.append(helper.make_node("Transpose", [node.input[5]], ["turned"], perm=[1, 0, 2]))
+        node.input[5] = expand.output[0]
+    place = list(graph.node).index(node)
+    del graph.node[place + 1 :]
+    graph.node.append(helper.make_node("Squeeze", [node.output[0], "axis2"], ["y"]))
+    graph.initializer.append(graphs.const("axis2", [2]))
+    model = load(graphs.write(built, tmp_path), provider="cpu")
+    assert all((state.shape, state.batch_axis) == ((1, 8), 1) for state in model.signature.states)
+    x = np.random.default_rng(3).normal(size=(3, 8, 3)).astype(np.float32)
+    y, _ = chunked(model, x, (4, 1, 3))
+    start = np.repeat(model.signature.states[0].fresh, 3, axis=0)
+    np.testing.assert_allclose(y, graphs.oracle(weights, x, start)[0], atol=1e-6)
 
 
-def test_a_node_in_a_branch_that_keeps_its_state_is_refused(tmp_path: Path):
-    built, _ = graphs.branching_gru(exposed=False)
-    with pytest.raises(ModelRefused, match="gru' lies in a branch"):
+def test_a_layer_in_both_branches_of_an_if_has_one_state(tmp_path: Path):
+    built, weights = graphs.branching_gru(exposed=False, flag=None)
+    model = load(graphs.write(built, tmp_path), provider="cpu")
+    assert [(state.name, state.shape) for state in model.signature.states] == [("agru/h", (1, 8))]
+    x = np.random.default_rng(3).normal(size=(2, 8, 3)).astype(np.float32)
+    y, _ = chunked(model, x, (4, 1, 3))
+    np.testing.assert_allclose(y, graphs.oracle(weights, x, np.zeros((2, 8)))[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_a_branch_that_is_never_taken_is_cut_off(tmp_path: Path, flag: bool):  # noqa: FBT001
+    """One branch has a GRU, the other has none; which is taken stands in the file."""
+    built, weights = graphs.branching_gru(exposed=False, other="mean", flag=flag)
+    if not flag:
+        with pytest.raises(ModelRefused, match="no state found"):
+            load(graphs.write(built, tmp_path), provider="cpu")
+        return
+    model = load(graphs.write(built, tmp_path), provider="cpu")
+    x = np.random.default_rng(3).normal(size=(2, 8, 3)).astype(np.float32)
+    y, _ = chunked(model, x, (4, 1, 3))
+    np.testing.assert_allclose(y, graphs.oracle(weights, x, np.zeros((2, 8)))[0], atol=1e-6)
+
+
+def test_a_branch_without_the_layer_hands_its_state_on(tmp_path: Path):
+    """The GRU runs only for chunks of more than one timestep."""
+    built, weights = graphs.branching_gru(exposed=False, other="mean", flag=None)
+    pairs, _ = lift(built)
+    assert [(pair.name, pair.input, pair.output) for pair in pairs] == [("agru/h", "agru/h", "agru/h/next")]
+    onnx.checker.check_model(built)
+    x = np.random.default_rng(3).normal(size=(2, 5, 3)).astype(np.float32)
+    state = np.random.default_rng(4).normal(size=(1, 2, 8)).astype(np.float32)
+    y, after = graphs.run(built, {"x": x, "agru/h": state}, ["y", "agru/h/next"])
+    expected, end, _ = graphs.oracle(weights, x, state[0])
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+    np.testing.assert_allclose(after[0], end, atol=1e-6)
+    _, after = graphs.run(built, {"x": x[:, :1], "agru/h": state}, ["y", "agru/h/next"])
+    np.testing.assert_array_equal(after, state)
+
+
+def test_a_layer_in_the_body_of_a_loop_is_refused(tmp_path: Path):
+    built, _ = loops.scan(op="RNN")
+    body = next(node for node in built.graph.node if node.op_type == "Scan").attribute[0].g
+    assert body.name == "body"
+    weights = graphs.Weights.draw("GRU", 8, 8)
+    built.graph.initializer.extend([*weights.initializers("inner"), graphs.const("axis0", [0])])
+    body.node[-1].CopyFrom(helper.make_node("Unsqueeze", ["h_new", "axis0"], ["inner_x"]))
+    inner = ["inner_x", "inner_w", "inner_r", "inner_b"]
+    body.node.append(
+        helper.make_node("GRU", inner, ["", "inner_h"], name="inner", hidden_size=8, linear_before_reset=1)
+    )
+    body.node.append(helper.make_node("Squeeze", ["inner_h", "axis0"], ["out"]))
+    with pytest.raises(ModelRefused, match=r"GRU node 'inner' lies in the body of a Loop or Scan .*carry its state"):
         load(graphs.write(built, tmp_path), provider="cpu")
 
 

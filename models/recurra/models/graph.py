@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -15,6 +15,9 @@ Dims = tuple[int | str | None, ...]
 
 GATES: Final = {"RNN": 1, "GRU": 2, "LSTM": 3}  # activations a direction
 STANDARD: Final = ("", "ai.onnx")
+
+_STEPS: Final = 4  # position among the inputs of a Slice
+_MAX_BLANKS: Final = 3
 
 
 def data_inputs(graph: GraphProto) -> list[ValueInfoProto]:
@@ -73,9 +76,35 @@ def is_recurrent(node: NodeProto) -> bool:
 
 
 def looks_back(graph: GraphProto) -> bool:
-    """Whether some native node runs against time, so that chunks cannot equal one long run."""
-    nodes = filter(is_recurrent, walk(graph))
-    return any(attribute(node, "direction", "forward") != "forward" for node in nodes)
+    """Whether some layer runs against time, so that chunks cannot equal one long run."""
+    nodes = list(walk(graph))
+    if any(is_recurrent(node) and attribute(node, "direction", "forward") != "forward" for node in nodes):
+        return True
+    if any(node.op_type == "Scan" and any(attribute(node, "scan_input_directions", [])) for node in nodes):
+        return True
+    fixed = constants(graph)
+    return any(node.op_type == "Loop" for node in nodes) and any(
+        node.op_type == "ReverseSequence" or _is_flip(node, fixed) for node in nodes
+    )
+
+
+def _is_flip(node: NodeProto, fixed: Mapping[str, TensorProto]) -> bool:
+    if node.op_type != "Slice" or len(node.input) <= _STEPS or node.input[_STEPS] not in fixed:
+        return False
+    return bool((constant(fixed[node.input[_STEPS]]) < 0).any())
+
+
+def blanks(graph: GraphProto) -> tuple[float, ...]:
+    """Values of an input that may mark a timestep as masked: 0 and what the graph compares with, if it has a Loop."""
+    nodes = list(walk(graph))
+    if not any(node.op_type in ("Loop", "Scan") for node in nodes):
+        return ()
+    fixed = constants(graph)
+    compared = [fixed[name] for node in nodes if node.op_type == "Equal" for name in node.input if name in fixed]
+    values = [
+        float(constant(tensor).reshape(-1)[0]) for tensor in compared if len(tensor.dims) == 0 or tensor.dims[0] == 1
+    ]
+    return tuple(dict.fromkeys([0.0, *values]))[:_MAX_BLANKS]
 
 
 def label(node: NodeProto) -> str:
@@ -110,13 +139,21 @@ def reads(node: NodeProto) -> set[str]:
     return names
 
 
-def ancestors(graph: GraphProto, name: str, *, through_shapes: bool) -> tuple[list[NodeProto], set[str]]:
-    """The top-level nodes that make `name`, in graph order, and all names they read, `name` itself among them.
+def ancestors(
+    graphs: Sequence[GraphProto], wanted: Iterable[str], *, through_shapes: bool
+) -> tuple[list[NodeProto], set[str]]:
+    """The nodes that make the `wanted` names, in graph order, and all names they read, `wanted` among them.
 
     Without `through_shapes` the search stops at Shape and Size: what lies behind is not data.
+
+    Args:
+        graphs: a graph, and the branches in it that lead to the one where `wanted` are.
+
     """
-    maker = {output: node for node in graph.node for output in node.output}
-    names, stack, used = {name}, [name], set[int]()
+    nodes = [node for graph in graphs for node in graph.node]
+    maker = {output: node for node in nodes for output in node.output if output}
+    names, used = set(wanted), set[int]()
+    stack = list(names)
     while stack:
         node = maker.get(stack.pop())
         if node is None or id(node) in used or (not through_shapes and node.op_type in ("Shape", "Size")):
@@ -125,4 +162,4 @@ def ancestors(graph: GraphProto, name: str, *, through_shapes: bool) -> tuple[li
         new = reads(node) - names
         names |= new
         stack.extend(new)
-    return [node for node in graph.node if id(node) in used], names
+    return [node for node in nodes if id(node) in used], names

@@ -1,70 +1,130 @@
-"""The initial state that a graph gives a node, evaluated."""
+"""What a graph starts its carried values from, evaluated: the fresh state of one session, and its batch axis."""
 
 from __future__ import annotations
 
-from itertools import count
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, helper
+from onnx import GraphProto, ModelProto, ValueInfoProto, helper
 
 from recurra.models.graph import ancestors, data_inputs, dims_of, dtype_of
 from recurra.models.refusal import ModelRefused
 from recurra.models.session import ERRORS, Session
 from recurra.models.signature import Array
 
+# Sizes of a graph input that are one: those of one name, and each that has none. Its name, or its number.
+Group = str
 
-def evaluate(model: ModelProto, name: str, where: str) -> Array:
-    """The fresh state (D, H) of one session that the value `name` (D, N, H) of the graph holds.
 
-    It must not depend on the data; that it does not depend on sizes either is checked by running at several.
-    Raises ModelRefused if it is no such state, or differs between the rows of a batch.
+@dataclass(frozen=True)
+class Initial:
+    """A value at two sets of sizes.
+
+    Attributes:
+        groups: for each axis the sizes of the inputs that it follows; None where it is fixed.
+
     """
-    session = Session(_slice(model, name), "cpu")
-    values = [_run(session, model, name, sizes) for sizes in (count(2), count(3, 2))]
-    rows = [row for value in values for row in _rows(value, where)]
-    if any(not np.array_equal(row, rows[0], equal_nan=True) for row in rows):
-        raise ModelRefused(
-            f"{where} starts from a state that is frozen in the file and differs between the rows of a batch, as a "
-            "Keras model exported with stateful=True has; export it with stateful=False"
-        )
-    return np.ascontiguousarray(rows[0])
+
+    values: tuple[Array, Array]
+    groups: tuple[Group | None, ...]
+
+    def fresh(self, batch: int | None, where: str) -> Array:
+        """One session's part. Raises ModelRefused if it differs between the rows of a batch."""
+        if batch is None:
+            return self.values[0]
+        rows = [np.take(value, index, axis=batch) for value in self.values for index in range(value.shape[batch])]
+        shapes = {row.shape for row in rows}
+        if len(shapes) > 1:
+            raise ModelRefused(
+                f"{where} carries a state with a free size beside the batch ({list(self.values[0].shape)} for one "
+                "input); export the model with all sizes but batch and time fixed"
+            )
+        if any(not np.array_equal(row, rows[0], equal_nan=row.dtype.kind == "f") for row in rows):
+            raise ModelRefused(
+                f"{where} starts from a state that is frozen in the file and differs between the rows of a batch, as "
+                "a Keras model exported with stateful=True has; export it with stateful=False"
+            )
+        return np.ascontiguousarray(rows[0]).reshape(rows[0].shape)
 
 
-def _slice(model: ModelProto, name: str) -> bytes:
-    """Only the part of the model that makes `name`."""
-    graph = model.graph
-    nodes, names = ancestors(graph, name, through_shapes=True)
-    inputs = [value for value in data_inputs(graph) if value.name in names]
-    weights = [tensor for tensor in graph.initializer if tensor.name in names]
-    if not nodes:  # the runtime does not give an initializer out as it is
-        nodes = [helper.make_node("Identity", [name], [f"{name}/value"])]
-        name = f"{name}/value"
-    output = helper.make_empty_tensor_value_info(name)
-    part = helper.make_graph(nodes, "initial", inputs, [output], weights)
+def evaluate(model: ModelProto, graphs: Sequence[GraphProto], names: Sequence[str]) -> dict[str, Initial]:
+    """The values called `names` for inputs of zeros at two sets of sizes.
+
+    Args:
+        graphs: the model's graph, and the branches in it that lead to the one where `names` are.
+
+    Raises:
+        ModelRefused: they cannot be computed.
+
+    """
+    wanted = list(dict.fromkeys(names))
+    session = Session(_slice(model, graphs, wanted), "cpu")
+    inputs = [value for value in data_inputs(model.graph) if value.name in session.inputs]
+    failure: Exception | None = None
+    # Sizes without a name may be any, or may have to be equal between inputs.
+    for alone in (True, False):
+        groups = _groups(inputs, alone=alone)
+        try:
+            runs = [_run(session, inputs, groups, size) for size in (_first, _second)]
+        except ERRORS as error:
+            failure = error
+            continue
+        pairs = {(_first(index), _second(index)): group for index, group in enumerate(dict.fromkeys(groups.values()))}
+        return {name: _initial((runs[0][i], runs[1][i]), pairs) for i, name in enumerate(wanted)}
+    raise ModelRefused(f"the initial state '{wanted[0]}' cannot be evaluated: {failure}") from failure
+
+
+def _initial(values: tuple[Array, Array], pairs: Mapping[tuple[int, int], Group]) -> Initial:
+    if values[0].ndim != values[1].ndim:
+        return Initial(values, ())
+    return Initial(values, tuple(pairs.get(sizes) for sizes in zip(values[0].shape, values[1].shape, strict=True)))
+
+
+def _slice(model: ModelProto, graphs: Sequence[GraphProto], wanted: Sequence[str]) -> bytes:
+    """Only the part of the model that makes the `wanted` names, flat."""
+    nodes, names = ancestors(graphs, wanted, through_shapes=True)
+    inputs = [value for value in data_inputs(model.graph) if value.name in names]
+    weights = [tensor for graph in graphs for tensor in graph.initializer if tensor.name in names]
+    # The runtime does not give an initializer out as it is.
+    given = [f"{name}/value" for name in wanted]
+    nodes += [helper.make_node("Identity", [name], [result]) for name, result in zip(wanted, given, strict=True)]
+    outputs = [helper.make_empty_tensor_value_info(name) for name in given]
+    part = helper.make_graph(nodes, "initial", inputs, outputs, weights)
     imports = list(model.opset_import)
     return helper.make_model(part, opset_imports=imports, ir_version=model.ir_version).SerializeToString()
 
 
-def _run(session: Session, model: ModelProto, name: str, sizes: count[int]) -> Array:
-    """The value for zeros of growing sizes: one for each name, a new one for each that has none."""
-    named: dict[str, int] = {}
-    feed, plain = {}, {}
-    for value in data_inputs(model.graph):
-        if value.name in session.inputs:
-            dims = dims_of(value)
-            shape = [d if isinstance(d, int) else named.setdefault(d or f"?{len(named)}", next(sizes)) for d in dims]
-            feed[value.name] = np.zeros(shape, dtype_of(value))
-            plain[value.name] = np.zeros([d if isinstance(d, int) else 2 for d in dims], dtype_of(value))
-    try:
-        return session.run(session.outputs, feed)[0]
-    except ERRORS:
-        try:  # sizes without a name may have to be equal
-            return session.run(session.outputs, plain)[0]
-        except ERRORS as error:
-            raise ModelRefused(f"the initial state '{name}' cannot be evaluated: {error}") from error
+def _groups(inputs: Sequence[ValueInfoProto], *, alone: bool) -> dict[tuple[str, int], Group]:
+    """The group of each size that is free; one without a name is `alone`, or goes with those of the same axis."""
+    return {
+        (value.name, axis): size or (f"?{index}:{axis}" if alone else f"?{axis}")
+        for index, value in enumerate(inputs)
+        for axis, size in enumerate(dims_of(value))
+        if not isinstance(size, int)
+    }
 
 
-def _rows(value: Array, where: str) -> list[Array]:
-    if value.ndim != 3:  # noqa: PLR2004
-        raise ModelRefused(f"{where} starts from a state of shape {list(value.shape)}; it must be (directions, N, H)")
-    return [value[:, index] for index in range(value.shape[1])]
+def _first(index: int) -> int:
+    return 2 + index
+
+
+def _second(index: int) -> int:
+    return 3 + 2 * index
+
+
+def _run(
+    session: Session,
+    inputs: Sequence[ValueInfoProto],
+    groups: Mapping[tuple[str, int], Group],
+    size: Callable[[int], int],
+) -> list[Array]:
+    sizes = {group: size(index) for index, group in enumerate(dict.fromkeys(groups.values()))}
+    feed = {}
+    for value in inputs:
+        dims = [
+            each if isinstance(each, int) else sizes[groups[value.name, axis]]
+            for axis, each in enumerate(dims_of(value))
+        ]
+        feed[value.name] = np.zeros(dims, dtype_of(value))
+    return session.run(session.outputs, feed)

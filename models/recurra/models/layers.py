@@ -11,7 +11,7 @@ from onnx import NodeProto
 # What exporters put around the layer's own name.
 _WRAPPING = re.compile(
     r"(LSTM|GRU|RNN|Rnn|Lstm|Gru|SimpleRNN)?(_{0,2}\d+)?"
-    r"|(Stateful)?PartitionedCall(_\d+)?|while(_\d+)?|(sequential|functional|model)(_\d+)?|forward|node_.*"
+    r"|(Stateful)?PartitionedCall(_\d+)?|while(_loop)?(_{0,2}\d+)?|(Loop|Scan|loop|scan)(_{0,2}\d+)?|(sequential|functional|model)(_\d+)?|forward|node_.*"
 )
 
 

@@ -9,14 +9,17 @@ from pathlib import Path
 import numpy as np
 from onnx import GraphProto, ModelProto, ValueInfoProto
 
+from recurra.models import branches
 from recurra.models import pairs as state_pairs
 from recurra.models.config import ModelConfig
 from recurra.models.flow import Flow
-from recurra.models.graph import attribute, constants, data_inputs, dims_of, dtype_of, label, walk
+from recurra.models.graph import attribute, constants, data_inputs, dims_of, dtype_of
+from recurra.models.hoist import hoist
 from recurra.models.layout import Constant
 from recurra.models.lift import lift
 from recurra.models.pairs import Pair
 from recurra.models.refusal import ModelRefused
+from recurra.models.time_first import time_first
 
 _SEQUENCE_LENS = 4  # position among a native node's inputs
 
@@ -28,6 +31,7 @@ class Prepared:
     Attributes:
         folder: where the files that model.toml names lie.
         bounds: smallest and largest value by input.
+        doubts: what may be a state but was left as it is: it may explain why the self-test refuses the model.
 
     """
 
@@ -38,6 +42,7 @@ class Prepared:
     pairs: tuple[Pair, ...]
     constants: tuple[Constant, ...]
     bounds: Mapping[str, tuple[int, int]]
+    doubts: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> list[ValueInfoProto]:
@@ -65,11 +70,24 @@ def prepare(model: ModelProto, config: ModelConfig, folder: Path) -> Prepared:
     if any(pair.input in names for pair in known):
         raise ModelRefused("model.toml: an input cannot be both a constant and a state")
     pairs = state_pairs.find(graph, known, names)
-    pairs += lift(model, pairs)
+    branches.settle(graph)
+    time_first(graph)
+    hoist(graph)
+    lifted, doubts = lift(model, pairs)
+    pairs += lifted
     if not pairs:
-        _refuse_stateless(graph, names)
+        _refuse_stateless(graph, names, doubts)
     _check_unique(pairs)
-    prepared = Prepared(graph, model.SerializeToString(), config, folder, tuple(pairs), tuple(fixed), _bounds(graph))
+    prepared = Prepared(
+        graph,
+        model.SerializeToString(),
+        config,
+        folder,
+        tuple(pairs),
+        tuple(fixed),
+        _bounds(graph),
+        tuple(doubts),
+    )
     if not prepared.inputs:
         raise ModelRefused("every input of the graph is a state or a constant: none is left for data")
     if not prepared.outputs:
@@ -152,17 +170,16 @@ def _bounds(graph: GraphProto) -> dict[str, tuple[int, int]]:
     return {name: (0, count - 1) for name, count in rows.items()}
 
 
-def _refuse_stateless(graph: GraphProto, constant_names: list[str]) -> None:
+def _refuse_stateless(graph: GraphProto, constant_names: list[str], doubts: list[str]) -> None:
     guesses = state_pairs.weak(graph, constant_names)
     if guesses:
         raise ModelRefused(
             "no state found for sure; only equal shapes suggest one. If this is the state, put these lines into "
             f"model.toml (else give the right names):\n\n{state_pairs.stanza(guesses)}"
         )
-    loops = [label(node) for node in walk(graph) if node.op_type in ("Loop", "Scan")]
-    hint = f" ({', '.join(loops[:3])} may hold one, which is not lifted yet)" if loops else ""
+    hint = f" ({'; '.join(doubts)})" if doubts else ""
     raise ModelRefused(
-        f"no state found{hint}: no native RNN, GRU or LSTM node, and no input and output that carry one. "
-        "If the graph has one, list the pairs in model.toml:\n\n"
+        f"no state found{hint}: no native RNN, GRU or LSTM node, no Loop or Scan that carries one, and no input and "
+        "output that do. If the graph has one, list the pairs in model.toml:\n\n"
         '[[states]]\nname = "h"\ninput = "NAME OF THE INPUT"\noutput = "NAME OF THE OUTPUT"\n'
     )

@@ -11,7 +11,7 @@ from typing import Final
 from recurra.models import config, fidelity, source
 from recurra.models.axes import plans
 from recurra.models.config import ModelConfig
-from recurra.models.graph import looks_back
+from recurra.models.graph import blanks, looks_back
 from recurra.models.layout import Layout
 from recurra.models.prepare import Prepared, prepare
 from recurra.models.probe import probe
@@ -136,6 +136,7 @@ def _prove(session: Session, prepared: Prepared) -> tuple[Layout, SelfTest]:
                 layout.signature(),
                 batchable=layout.batchable,
                 looks_back=looks_back(prepared.graph),
+                blanks=blanks(prepared.graph),
             )
         except ModelRefused as error:
             refusal = refusal or error
@@ -146,6 +147,8 @@ def _prove(session: Session, prepared: Prepared) -> tuple[Layout, SelfTest]:
         if test.batched and test.chunked:
             break
     if best is None:
+        if refusal and prepared.doubts:
+            raise ModelRefused(f"{refusal}. Besides: {'; '.join(prepared.doubts)}")
         raise refusal or ModelRefused("no reading of the inputs' batch and time axes runs; give them in model.toml")
     return best
 

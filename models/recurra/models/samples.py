@@ -33,6 +33,17 @@ class Samples:
             return (state + scale * self._random.standard_normal(state.shape)).astype(state.dtype)
         return np.logical_not(state) if state.dtype.kind == "b" else (state + 1).astype(state.dtype)
 
+    def blanked(self, inputs: Sequence[Array], value: float, first: int) -> list[Array]:
+        """`inputs` with every third timestep, from `first` on, filled with `value`, where they may hold it."""
+        found = []
+        for spec, array in zip(self._signature.inputs, inputs, strict=True):
+            low, high = spec.bounds or (value, value)
+            copy = array.copy()
+            if spec.has_time_axis and low <= value <= high and (spec.dtype.kind == "f" or value == int(value)):
+                copy[:, first::3] = value
+            found.append(copy)
+        return found
+
     def _tensor(self, spec: TensorSpec, rows: int, timesteps: int) -> Array:
         shape = tuple(ANY_SIZE if size is None else size for size in spec.shape)
         shape = (rows, timesteps, *shape) if spec.has_time_axis else (rows, *shape)

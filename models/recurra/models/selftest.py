@@ -40,18 +40,21 @@ class SelfTest:
     notes: tuple[str, ...] = ()
 
 
-def prove(program: Program, signature: Signature, *, batchable: bool, looks_back: bool) -> SelfTest:
+def prove(
+    program: Program, signature: Signature, *, batchable: bool, looks_back: bool, blanks: Sequence[float] = ()
+) -> SelfTest:
     """Runs the checks.
 
     Args:
         batchable: the graph takes several sessions a call.
         looks_back: it has a layer that runs against time, which explains that chunks differ.
+        blanks: values of an input that may mark a timestep as masked.
 
     Raises:
         ModelRefused: chunks differ for no such reason, or a state is never read.
 
     """
-    trial = _Trial(program, signature)
+    trial = _Trial(program, signature, blanks)
     try:
         test = trial.chunks(looks_back=looks_back)
         if batchable:
@@ -68,12 +71,13 @@ def prove(program: Program, signature: Signature, *, batchable: bool, looks_back
 
 
 class _Trial:
-    def __init__(self, program: Program, signature: Signature) -> None:
+    def __init__(self, program: Program, signature: Signature, blanks: Sequence[float]) -> None:
         self._run = program.run
         self._signature = signature
         self._samples = Samples(signature)
         self._timed = [spec.has_time_axis for spec in signature.inputs]
         self._pieces = _pieces(signature.chunk_sizes)
+        self._blanks = blanks
 
     def chunks(self, *, looks_back: bool) -> SelfTest:
         """Chunked against long, from the fresh state."""
@@ -81,18 +85,10 @@ class _Trial:
             note = "its chunk sizes leave no long run to compare with chunks"
             return SelfTest(chunked=not looks_back, batched=True, chunked_error=0.0, batched_error=0.0, notes=(note,))
         inputs = self._samples.inputs(1, sum(self._pieces))
-        long, end = self._run(inputs, self._samples.fresh(1))
-        states, parts, start = self._samples.fresh(1), [], 0
-        for size in self._pieces:
-            chunk = [x[:, start : start + size] if timed else x for x, timed in zip(inputs, self._timed, strict=True)]
-            outputs, states = self._run(chunk, states)
-            parts.append(outputs)
-            start += size
-        joined = [
-            np.concatenate(pieces, axis=1) if spec.has_time_axis else pieces[-1]
-            for spec, pieces in zip(self._signature.outputs, zip(*parts, strict=True), strict=True)
-        ]
-        error, good = compare([*joined, *states], [*long, *end])
+        error, good = self._cut(inputs)
+        for blank in self._blanks:
+            worse, same = self._cut(self._samples.blanked(inputs, blank, first=1))
+            error, good = max(error, worse), good and same
         notes: tuple[str, ...] = ()
         if not good and not looks_back:
             raise ModelRefused(
@@ -108,6 +104,21 @@ class _Trial:
             )
             notes = (note,)
         return SelfTest(chunked=good, batched=True, chunked_error=error, batched_error=0.0, notes=notes)
+
+    def _cut(self, inputs: list[Array]) -> tuple[float, bool]:
+        """How far chunks of `inputs` are from one long run, and whether that is within the tolerance."""
+        long, end = self._run(inputs, self._samples.fresh(1))
+        states, parts, start = self._samples.fresh(1), [], 0
+        for size in self._pieces:
+            chunk = [x[:, start : start + size] if timed else x for x, timed in zip(inputs, self._timed, strict=True)]
+            outputs, states = self._run(chunk, states)
+            parts.append(outputs)
+            start += size
+        joined = [
+            np.concatenate(pieces, axis=1) if spec.has_time_axis else pieces[-1]
+            for spec, pieces in zip(self._signature.outputs, zip(*parts, strict=True), strict=True)
+        ]
+        return compare([*joined, *states], [*long, *end])
 
     def batch(self, test: SelfTest) -> SelfTest:
         """A batch against each of its rows alone, from states that differ."""
@@ -126,23 +137,36 @@ class _Trial:
     def influence(self) -> None:
         """Every state, disturbed, changes an output, at once or later."""
         inputs, states = self._warm(1)
+        unread = list(range(len(states)))
+        for each in (inputs, *(self._samples.blanked(inputs, blank, first=0) for blank in self._blanks)):
+            unread = self._unread(each, states, unread)
+        if unread:
+            raise ModelRefused(
+                f"state '{self._signature.states[unread[0]].name}' has no influence on any output; if it is none, or "
+                "paired with the wrong output, list the right pairs in model.toml under [[states]]"
+            )
+
+    def _unread(self, inputs: list[Array], states: list[Array], indices: Sequence[int]) -> list[int]:
+        """Those of the states' `indices` that change nothing."""
+        if not indices:
+            return []
         baseline = self._outputs(inputs, states)
         noise, _ = compare(self._outputs(inputs, states), baseline)
-        for index, spec in enumerate(self._signature.states):
-            for scale in _DISTURBANCES:
-                other = list(states)
-                other[index] = self._samples.disturbed(states[index], scale)
-                try:
-                    change, _ = compare(self._outputs(inputs, other), baseline)
-                except ERRORS:  # such as a counter that left its table: it is read
-                    break
-                if change > noise:
-                    break
-            else:
-                raise ModelRefused(
-                    f"state '{spec.name}' has no influence on any output; if it is none, or paired with the wrong "
-                    "output, list the right pairs in model.toml under [[states]]"
-                )
+        return [index for index in indices if not self._is_read(inputs, states, index, baseline, noise)]
+
+    def _is_read(
+        self, inputs: list[Array], states: list[Array], index: int, baseline: list[Array], noise: float
+    ) -> bool:
+        for scale in _DISTURBANCES:
+            other = list(states)
+            other[index] = self._samples.disturbed(states[index], scale)
+            try:
+                change, _ = compare(self._outputs(inputs, other), baseline)
+            except ERRORS:  # such as a counter that left its table: it is read
+                return True
+            if change > noise:
+                return True
+        return False
 
     def _warm(self, rows: int) -> tuple[list[Array], list[Array]]:
         """Inputs of one chunk, and the states after another: valid ones, different in each row."""

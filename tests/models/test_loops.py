@@ -1,0 +1,116 @@
+from pathlib import Path
+
+import graphs
+import loops
+import numpy as np
+import onnx
+import pytest
+from test_lift import chunked, fresh
+
+from recurra.models import ModelRefused, load
+from recurra.models.hoist import hoist
+
+
+@pytest.mark.parametrize("op", ["RNN", "LSTM"])
+@pytest.mark.parametrize("initial", ["zeros", "learned", "row"])
+@pytest.mark.parametrize("accumulator", loops.ACCUMULATORS)
+def test_the_state_of_a_keras_loop_is_lifted(tmp_path: Path, op: str, initial: str, accumulator: str):
+    built, weights = loops.keras(op, initial=initial, accumulator=accumulator)
+    model = load(graphs.write(built, tmp_path), provider="cpu")
+    names = ["rnn_7/state"] if op == "RNN" else ["rnn_7/state_1", "rnn_7/state_2"]
+    assert [(state.name, state.layer, state.shape, state.batch_axis) for state in model.signature.states] == [
+        (name, "rnn_7", (8,), 0) for name in names
+    ]
+    assert (model.self_test.chunked, model.self_test.batched, model.self_test.notes) == (True, True, ())
+    start = model.signature.states[0].fresh
+    assert start.any() == (initial != "zeros")
+    x = np.random.default_rng(3).normal(size=(3, 8, 3)).astype(np.float32)
+    y, states = chunked(model, x, (4, 1, 3))
+    expected, *ends = graphs.oracle(weights, x, np.stack([start] * 3), np.stack([start] * 3))
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+    for state, end in zip(states, ends, strict=False):
+        np.testing.assert_allclose(state, end, atol=1e-6)
+
+
+def test_the_state_of_a_scan_is_lifted(tmp_path: Path):
+    for op in ("RNN", "LSTM"):
+        built, weights = loops.scan(op=op)
+        model = load(graphs.write(built, tmp_path, op), provider="cpu")
+        assert model.signature.states[0].name == ("scan_1/state" if op == "RNN" else "scan_1/state_1")
+        x = np.random.default_rng(3).normal(size=(3, 8, 3)).astype(np.float32)
+        y, _ = chunked(model, x, (4, 1, 3))
+        np.testing.assert_allclose(y, graphs.oracle(weights, x, np.zeros((3, 8)))[0], atol=1e-6)
+
+
+def test_sizes_without_names_do(tmp_path: Path):
+    built, weights = loops.keras("LSTM", named=False)
+    model = load(graphs.write(built, tmp_path), provider="cpu")
+    assert model.max_batch == 256
+    x = np.random.default_rng(3).normal(size=(2, 5, 3)).astype(np.float32)
+    y, _ = chunked(model, x, (4, 1))
+    np.testing.assert_allclose(y, graphs.oracle(weights, x, np.zeros((2, 8)))[0], atol=1e-6)
+
+
+def test_the_last_output_of_a_loop_has_no_time_axis(tmp_path: Path):
+    built, weights = loops.keras(last_only=True)
+    model = load(graphs.write(built, tmp_path), provider="cpu")
+    x = np.random.default_rng(3).normal(size=(2, 5, 3)).astype(np.float32)
+    (y,), _ = model.program.run([x], fresh(model, 2))
+    np.testing.assert_allclose(y, graphs.oracle(weights, x, np.zeros((2, 8)))[1], atol=1e-6)
+
+
+def test_the_output_that_masking_holds_is_a_state_too(tmp_path: Path):
+    built, weights = loops.keras(masked=True)
+    model = load(graphs.write(built, tmp_path), provider="cpu")
+    assert [state.name for state in model.signature.states] == ["rnn_7/state_1", "rnn_7/state_2"]
+    x = np.random.default_rng(3).normal(size=(3, 8, 3)).astype(np.float32)
+    x[0, 4] = x[1, 3:6] = x[2, 0] = 0
+    y, states = chunked(model, x, (4, 1, 3))
+    expected, *ends = loops.masked_oracle(weights, x, np.zeros((3, 8)), np.zeros((3, 8)))
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+    np.testing.assert_allclose(states, ends, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["loop", "scan"])
+def test_a_loop_against_time_is_lifted_and_flagged(tmp_path: Path, form: str):
+    built, weights = loops.keras(reverse=True) if form == "loop" else loops.scan(op="RNN", backwards=True)
+    model = load(graphs.write(built, tmp_path), provider="cpu")
+    assert not model.self_test.chunked
+    assert "against time" in model.self_test.notes[0]
+    x = np.random.default_rng(3).normal(size=(2, 7, 3)).astype(np.float32)
+    _, states = chunked(model, x, (4, 3))
+    _, h, _ = graphs.oracle(weights, x[:, 3::-1], np.zeros((2, 8)))
+    _, h, _ = graphs.oracle(weights, x[:, :3:-1], h)
+    np.testing.assert_allclose(states[0], h, atol=1e-6)
+
+
+def test_weights_that_a_loop_carries_are_read_from_outside():
+    for accumulator in loops.ACCUMULATORS:
+        built, weights = loops.keras("LSTM", accumulator=accumulator)
+        before = onnx.ModelProto.FromString(built.SerializeToString())
+        assert hoist(built.graph) == 3
+        loop = next(node for node in built.graph.node if node.op_type == "Loop")
+        assert len(loop.input) == 2 + 3 + (accumulator != "scan")
+        onnx.checker.check_model(built)
+        x = np.random.default_rng(3).normal(size=(2, 5, 3)).astype(np.float32)
+        old, new = (graphs.run(each, {"x": x})[0] for each in (before, built))
+        np.testing.assert_array_equal(old, new)
+        np.testing.assert_allclose(new, graphs.oracle(weights, x, np.zeros((2, 8)))[0], atol=1e-6)
+        assert hoist(built.graph) == 0
+
+
+def test_a_batch_of_a_loop_is_bit_for_bit_its_rows_alone(tmp_path: Path):
+    built, _ = loops.keras("LSTM", hidden=32)
+    model = load(graphs.write(built, tmp_path), provider="cpu")
+    x = np.random.default_rng(3).normal(size=(5, 4, 3)).astype(np.float32)
+    (together,), _ = model.program.run([x], fresh(model, 5))
+    for row in range(5):
+        (alone,), _ = model.program.run([x[row : row + 1]], fresh(model, 1))
+        np.testing.assert_array_equal(together[row], alone[0])
+
+
+def test_a_frozen_state_of_a_loop_is_refused(tmp_path: Path):
+    built, _ = loops.keras(initial="frozen")
+    built.graph.input[0].CopyFrom(graphs.info("x", [2, "time", 3]))
+    with pytest.raises(ModelRefused, match=r"Loop node 'model/rnn_7/while_loop'.*stateful=False"):
+        load(graphs.write(built, tmp_path), provider="cpu")
