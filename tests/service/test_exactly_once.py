@@ -142,6 +142,24 @@ def test_many_that_continue_whatever_is_there_all_apply(caller: Caller, other: C
     assert caller.get("lstm", session).position == 5 * (8 - len(refused))
 
 
+@pytest.mark.parametrize("commit", [True, False])
+@pytest.mark.parametrize("timesteps", [1, 200, 5000])
+def test_what_follows_a_commit_that_failed_is_run_anew(
+    caller: Caller, other: Caller, session: str, timesteps: int, *, commit: bool
+):
+    """One server runs both operations from an old copy; while the second is run the first one's commit fails."""
+    cell = MODELS["cell"]
+    x, tail, identity = cell.draw(3, 2), cell.draw(4, timesteps), new_id()
+    first = caller.predict("cell", session, x)
+    other.predict("cell", session, x, after=first.id)
+    sent = [
+        caller.send("cell", session, x, id=identity),
+        caller.send("cell", session, tail, after=identity, commit=commit),
+    ]
+    got = np.concatenate([pending.reply().y for pending in sent])
+    np.testing.assert_allclose(got, cell.whole(x, x, x, tail)[4:], **CLOSE)
+
+
 @pytest.mark.parametrize("change", ["reset", "set"])
 def test_who_continues_a_session_that_was_reset_is_told(caller: Caller, other: Caller, session: str, change: str):
     first = caller.predict("lstm", session, X)
