@@ -15,6 +15,7 @@ from recurra.wire.errors import (
     AlreadyApplied,
     Behind,
     DataLoss,
+    DeadlineExceeded,
     Diverged,
     Mismatch,
     ModelChanged,
@@ -183,13 +184,44 @@ def test_a_session_that_must_be_new_and_is_not_is_told(caller: Caller, other: Ca
     assert caller.get("lstm", session).position == 5
 
 
-def test_a_late_retry_of_what_created_the_session_is_told(caller: Caller, other: Caller, session: str):
-    first = caller.predict("lstm", session, X, id=new_id())
+@pytest.mark.parametrize("later", [1, record.RECENT])
+def test_a_late_retry_of_an_operation_that_is_remembered_is_told(
+    caller: Caller, other: Caller, session: str, later: int
+):
+    """Also one that named no `after`, and would be applied again otherwise."""
     caller.predict("lstm", session, X)
+    identity = new_id()
+    for late in (identity, *(b"" for _ in range(later))):
+        caller.predict("lstm", session, X, id=late)
     for each in (caller, other):
         with pytest.raises(AlreadyApplied) as applied:
+            each.predict("lstm", session, X, id=identity)
+        assert applied.value.metadata["position"] == str(5 * (later + 2))
+
+
+def test_a_late_retry_of_what_created_the_session_is_told(caller: Caller, other: Caller, session: str):
+    first = caller.predict("lstm", session, X, id=new_id())
+    for _ in range(record.RECENT + 2):
+        caller.predict("lstm", session, X)
+    for each in (caller, other):
+        with pytest.raises(AlreadyApplied):
             each.predict("lstm", session, X, id=first.id)
-        assert applied.value.metadata["position"] == "10"
+
+
+def test_a_call_whose_deadline_passes_is_applied_once_when_it_is_retried(caller: Caller, session: str):
+    cell, timeout, passed = MODELS["cell"], 0.0001, 0
+    x, last = cell.draw(5, 200), b""
+    for number in range(1, 9):
+        identity = new_id()
+        try:
+            caller.predict("cell", session, x, id=identity, after=last, timeout=timeout * 2**number)
+        except DeadlineExceeded:
+            passed += 1
+        reply = caller.predict("cell", session, x, id=identity, after=last)
+        assert reply.position == 200 * number
+        np.testing.assert_allclose(reply.y, cell.whole(*[x] * number)[-200:], **CLOSE)
+        last = identity
+    assert passed
 
 
 def test_a_retry_whose_reply_was_too_large_to_keep_is_told(caller: Caller, other: Caller, session: str):
@@ -224,6 +256,18 @@ def test_a_session_that_the_store_lost_is_told(caller: Caller, other: Caller, se
         with pytest.raises(SessionNotFound):
             each.predict("lstm", session, X, create=session_pb2.CREATE_NEVER)
     assert not store.exists(key("lstm", session))
+
+
+def test_in_a_frame_what_the_store_lost_fails_alone(caller: Caller, other: Caller, session: str, store: redis.Redis):
+    names, x = [f"{session} {row}" for row in range(3)], np.stack([X] * 3)
+    ids = [new_id() for _ in names]
+    with caller.stream("lstm", names) as stream, other.stream("lstm", names) as elsewhere:
+        told = stream.ask(range(3), x, ids=ids).raw.expire_time
+        store.delete(key("lstm", names[1]))
+        for each, row in ((elsewhere, 0), (stream, 2)):  # one reads it from the store, one has it yet
+            reply = each.ask([row, 1], x[:2], afters=[ids[row], ids[1]], expire_time=told)
+            assert {at: type(error) for at, error in reply.errors.items()} == {1: DataLoss}
+            np.testing.assert_allclose(reply.y[0], LSTM.whole(X, X)[5:], **CLOSE)
 
 
 def test_an_operation_continued_in_a_session_that_never_was_is_told(caller: Caller, session: str):

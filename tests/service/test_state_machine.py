@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from numpy.typing import NDArray
 
+from recurra.server.store import record
 from recurra.v1 import session_pb2
 from recurra.wire.errors import (
     AlreadyApplied,
@@ -165,7 +166,7 @@ class Machine(RuleBasedStateMachine):
             op = replace(op, given=np.random.default_rng(seed).normal(size=(1, 4)).astype(np.float32))
         self.check(self.callers[server], name, op)
 
-    @rule(**WHERE, back=st.sampled_from([1, 1, 1, 2, 3, 9]))
+    @rule(**WHERE, back=st.sampled_from([1, 1, 1, 2, 3, 5, 9]))
     def retry(self, *, at: int, server: int, back: int) -> None:
         name = self.names[at]
         ops = self.standings[name].ops
@@ -174,6 +175,9 @@ class Machine(RuleBasedStateMachine):
         op = ops[-min(back, len(ops))]
         if op is ops[-1]:
             self.check(self.callers[server], name, op)
+        elif op in ops[-1 - record.RECENT :]:
+            with pytest.raises(AlreadyApplied):
+                op.perform(self.callers[server], name)
         elif op.after != NOWHERE or op.id == self.standings[name].incarnation:
             with pytest.raises((AlreadyApplied, Behind, StateReset, SessionClosed)):
                 op.perform(self.callers[server], name)
