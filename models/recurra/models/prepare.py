@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from onnx import GraphProto, ModelProto, ValueInfoProto
 
-from recurra.models import branches
+from recurra.models import branches, scanned
 from recurra.models import pairs as state_pairs
 from recurra.models.config import ModelConfig
 from recurra.models.flow import Flow
-from recurra.models.graph import attribute, constants, data_inputs, dims_of, dtype_of
+from recurra.models.graph import attribute, constants, data_inputs, dims_of, dtype_of, walk
 from recurra.models.hoist import hoist
 from recurra.models.layout import Constant
 from recurra.models.lift import lift
@@ -57,8 +57,10 @@ class Prepared:
         return [value for value in self.graph.output if value.name not in states]
 
 
-def prepare(model: ModelProto, config: ModelConfig, folder: Path) -> Prepared:
+def prepare(model: ModelProto, config: ModelConfig, folder: Path, *, gpu: bool = False) -> Prepared:
     """Finds or lifts the states of `model`, which is changed in place.
+
+    For a `gpu` the content that is run is another form of the graph where the CUDA provider lacks a kernel.
 
     Raises ModelRefused if it has none, if only a guess tells them, or if model.toml names what the graph lacks.
     """
@@ -80,7 +82,7 @@ def prepare(model: ModelProto, config: ModelConfig, folder: Path) -> Prepared:
     _check_unique(pairs)
     prepared = Prepared(
         graph,
-        model.SerializeToString(),
+        _content(model, gpu=gpu),
         config,
         folder,
         tuple(pairs),
@@ -93,6 +95,15 @@ def prepare(model: ModelProto, config: ModelConfig, folder: Path) -> Prepared:
     if not prepared.outputs:
         raise ModelRefused("every output of the graph is a state: none is left to reply with; add one (an Identity)")
     return prepared
+
+
+def _content(model: ModelProto, *, gpu: bool) -> bytes:
+    if gpu and any(map(scanned.needs, walk(model.graph))):
+        served = ModelProto()
+        served.CopyFrom(model)
+        scanned.rewrite(served)
+        return served.SerializeToString()
+    return model.SerializeToString()
 
 
 def _check_names(graph: GraphProto, config: ModelConfig) -> None:

@@ -18,7 +18,7 @@ from recurra.models.probe import probe
 from recurra.models.program import Program
 from recurra.models.refusal import ModelRefused
 from recurra.models.selftest import SelfTest, prove
-from recurra.models.session import Session
+from recurra.models.session import Session, choose
 from recurra.models.signature import Signature
 
 FILE: Final = "model.onnx"
@@ -86,7 +86,7 @@ def load_file(path: Path, name: str, version: str, folder: Path, *, provider: st
     try:
         model = source.read(path, settings.sha256)
         original = model.SerializeToString()
-        prepared = prepare(model, settings, folder)
+        prepared = prepare(model, settings, folder, gpu=choose(provider) == "cuda")
         session = Session(prepared.content, provider)
         layout, self_test = _prove(session, prepared)
         program = Program(session, layout)
