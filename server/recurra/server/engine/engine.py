@@ -41,7 +41,7 @@ Array = NDArray[Any]
 _MAX_FLIGHTS: Final = 2  # batches on their way to the store: one more is run meanwhile, the next ones grow
 _MAX_TRIES: Final = 4
 _PIECE: Final = 32  # timesteps of a long chunk that are run at once; then other sessions have their turn
-_QUIET_TURNS, _MOST_TURNS = 6, 64  # turns of the event loop: see Engine._arrive
+_QUIET_TURNS, _MOST_TURNS = 16, 256  # turns of the event loop: see Engine._arrive
 _KEPT_REPLIES: Final = 4096
 _METRIC_KINDS: Final[dict[Kind, MetricKind]] = {
     Kind.PREDICT: "predict",

@@ -40,11 +40,13 @@ class SlabRunner:
         return Step(*await loop.run_in_executor(self._device, self._program.run, inputs, states))
 
     def to_bytes(self, states: Sequence[Array]) -> NDArray[np.uint8]:
-        columns = []
+        count = states[0].shape[self._states[0].batch_axis]
+        rows, at = np.empty((count, sum(spec.nbytes for spec in self._states)), np.uint8), 0
         for state, spec in zip(states, self._states, strict=True):
-            rows = np.ascontiguousarray(np.moveaxis(state, spec.batch_axis, 0))
-            columns.append(rows.reshape(len(rows), -1).view(np.uint8))
-        return np.concatenate(columns, axis=1)
+            columns = rows[:, at : at + spec.nbytes].view(spec.dtype)
+            columns.reshape(count, *spec.shape)[...] = np.moveaxis(state, spec.batch_axis, 0)
+            at += spec.nbytes
+        return rows
 
     def from_bytes(self, rows: NDArray[np.uint8]) -> list[Array]:
         states, at = [], 0
