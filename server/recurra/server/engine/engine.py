@@ -92,6 +92,7 @@ class Engine:
             settled=self._settled,
             landed=self._landed,
         )
+        self._stateless = np.arange(limits.slots + 1) == 0  # ready while the store is behind
         self._replies: OrderedDict[int, bytes] = OrderedDict()  # kept replies, by slot, of records read lately
         self._sequence = 0
         self._wake = asyncio.Event()
@@ -180,7 +181,8 @@ class Engine:
         if len(cold):
             tasks.create_task(self._load(cold), name=f"load for {self.model.name}")
         longest = _PIECE if self._long and self._cuttable else sys.maxsize
-        parts, late = self._scheduler.next(self._clock.monotonic(), self.slots.ready, longest=longest)
+        ready = self.slots.ready if len(self._commits) < _MAX_FLIGHTS else self._stateless
+        parts, late = self._scheduler.next(self._clock.monotonic(), ready, longest=longest)
         for part in late:
             self._refuse(part, DeadlineExceeded("its deadline passed in the queue"))
         batch = self._admit(parts) if parts else None
@@ -190,9 +192,6 @@ class Engine:
                 self._long = tasks.create_task(self._step_long(batch), name=f"long chunk for {self.model.name}")
             else:
                 await self._step(batch)
-            while len(self._commits) >= _MAX_FLIGHTS:
-                self._wake.clear()
-                await self._wake.wait()
         elif not parts and not late:
             self._wake.clear()
             await self._wake.wait()

@@ -123,7 +123,10 @@ def unpack(data: bytes, identity_: bytes) -> Record:
         or fields["identity"].tobytes() != identity_
         or int(np.frombuffer(data, "<u8").sum(dtype=np.uint64)) != 2 * int(fields["checksum"]) % (1 << 64)
     ):
-        raise DataLoss("the session's record in the store is corrupt: end the session and start it anew")
+        raise DataLoss(
+            "the session's record in the store is corrupt: to start the session anew, delete its key, "
+            f"which ends in {{{identity_.hex()}}}"
+        )
     name = data[size : size + int(fields["name_bytes"])].decode()
     return Record(header, name, data[name_end:state_end], data[state_end:reply_end])
 
