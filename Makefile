@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | proto | setup | clean. Everything installs into .venv by itself.
+# make demo | test | lint | sdk-alone | bench | proto | setup | clean. Everything installs into .venv by itself.
 PYTHON ?= python3
 PYTEST ?=
 VENV := .venv
@@ -13,7 +13,7 @@ protoc = $(BIN)/python -m grpc_tools.protoc -I proto -I "$(packages)" $(1) $(PRO
 stubs = $(call protoc,--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 	--python_out="$(1)" --grpc_python_out="$(1)" --mypy_out=quiet:"$(1)" --mypy_grpc_out=quiet:"$(1)")
 
-.PHONY: setup demo test lint lint-python lint-proto proto bench clean
+.PHONY: setup demo test sdk-alone lint lint-python lint-proto proto bench clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -31,6 +31,12 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest $(PYTEST)
+
+# The SDK as its users install it, with the newest protobuf and grpcio that it admits; the tests have protobuf 6.
+sdk-alone: setup
+	@echo "sdk-alone: installing recurra and nothing else into $(VENV)-sdk"
+	@$(PYTHON) -m venv --clear $(VENV)-sdk && $(VENV)-sdk/bin/pip install -qq --disable-pip-version-check --upgrade .
+	$(BIN)/python -m tests.sdk_alone $(abspath $(VENV)-sdk)/bin/python
 
 bench: setup
 	$(BIN)/python -m bench
@@ -55,4 +61,4 @@ proto: setup
 	$(call stubs,$(STUBS))
 
 clean:
-	rm -rf $(VENV) out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-sdk out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
