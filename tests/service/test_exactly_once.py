@@ -29,7 +29,7 @@ from recurra.wire.errors import (
 from tests.conftest import StartServer
 from tests.models import graphs
 from tests.service import zoo
-from tests.service.caller import Caller, new_id
+from tests.service.caller import Caller, Reply, new_id
 from tests.service.conftest import key
 from tests.service.processes import ServerProcess, eventually, store_client
 from tests.service.zoo import CLOSE, MODELS
@@ -157,7 +157,10 @@ def test_what_follows_a_commit_that_failed_is_run_anew(
         caller.send("cell", session, x, id=identity),
         caller.send("cell", session, tail, after=identity, commit=commit),
     ]
-    got = np.concatenate([pending.reply().y for pending in sent])
+    outcomes = [pending.outcome() for pending in sent]
+    if isinstance(outcomes[1], Behind):  # it overtook the one before it on its way
+        outcomes[1] = caller.predict("cell", session, tail, after=identity, commit=commit)
+    got = np.concatenate([outcome.y for outcome in outcomes if isinstance(outcome, Reply)])
     np.testing.assert_allclose(got, cell.whole(x, x, x, tail)[4:], **CLOSE)
 
 
@@ -256,6 +259,15 @@ def test_a_session_that_the_store_lost_is_told(caller: Caller, other: Caller, se
         with pytest.raises(SessionNotFound):
             each.predict("lstm", session, X, create=session_pb2.CREATE_NEVER)
     assert not store.exists(key("lstm", session))
+
+
+def test_a_server_that_still_has_what_the_store_lost_never_starts_it_afresh_in_silence(
+    caller: Caller, session: str, store: redis.Redis
+):
+    caller.predict("lstm", session, X)
+    assert store.delete(key("lstm", session)) == 1
+    with pytest.raises(DataLoss):
+        caller.predict("lstm", session, X)  # it named nothing that it continues
 
 
 def test_in_a_frame_what_the_store_lost_fails_alone(caller: Caller, other: Caller, session: str, store: redis.Redis):
@@ -403,14 +415,15 @@ def test_a_flushed_script_cache_is_invisible(caller: Caller, session: str, store
 
 
 def test_a_flushed_script_cache_is_invisible_to_what_is_in_flight(caller: Caller, session: str, store: redis.Redis):
-    x = LSTM.draw(2, 60)
-    sent = []
-    for t in range(60):
-        if t % 10 == 0:
-            store.script_flush()
-        sent.append(caller.send("lstm", session, x[t : t + 1]))
-    got = np.concatenate([pending.reply().y for pending in sent])
-    np.testing.assert_allclose(got, LSTM.whole(x), **CLOSE)
+    x = LSTM.draw(2, 90)
+    with caller.stream("lstm", [session]) as stream:
+        for t in range(90):
+            if t % 30 == 0:
+                store.script_flush()
+            stream.send([0], x[None, t : t + 1], tag=t)
+        replies = sorted(stream.end(), key=lambda reply: reply.tag)
+    assert [reply.errors for reply in replies] == [{}] * 90
+    np.testing.assert_allclose(np.concatenate([reply.y[0] for reply in replies]), LSTM.whole(x), **CLOSE)
 
 
 def test_a_full_store_refuses_and_leaves_the_session_as_it_was(start_server: StartServer, session: str):

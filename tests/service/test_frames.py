@@ -157,7 +157,7 @@ def test_a_row_on_which_the_model_fails_leaves_its_batch_unharmed(caller: Caller
     with caller.stream("picky", names(session, 5)) as stream:
         stream.ask(range(5), x)
         bad = x.copy()
-        bad[1, 0, 0], bad[3] = 2000, 3e38
+        bad[1, 0, 0], bad[3, :, 1] = 2000, 3e38
         reply = stream.ask(range(5), bad)
         assert {row: type(error) for row, error in reply.errors.items()} == {1: RunFailed, 3: RunFailed}
         after = stream.ask(range(5), x)

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from recurra.v1 import session_pb2
-from recurra.wire.errors import InvalidArgument, SessionNotFound
+from recurra.wire.errors import Behind, InvalidArgument, SessionNotFound
 from tests.service.caller import Caller, Reply, new_id
 from tests.service.processes import eventually
 from tests.service.zoo import CLOSE, MODELS
@@ -76,16 +76,21 @@ def test_many_sessions_at_once_each_get_their_own_answer(caller: Caller, session
             np.testing.assert_allclose(pending.reply().y, LSTM.whole(x)[t : t + 3], **CLOSE)
 
 
-def test_operations_of_one_session_in_flight_together_each_apply_once(caller: Caller, session: str):
-    ids = [new_id() for _ in range(20)]
-    x = LSTM.draw(4, 1)
-    sent = [caller.send("lstm", session, x, id=ids[at], after=ids[at - 1] if at else b"") for at in range(20)]
-    for pending in sent:  # on one connection they arrive in order, so none is refused
-        pending.reply()
+def test_operations_of_one_session_in_flight_together_apply_in_the_order_of_their_names(caller: Caller, session: str):
+    """Calls overtake each other on their way: one that comes too early is refused, and sent again."""
+    ids, x = [new_id() for _ in range(20)], LSTM.draw(4, 20)
+    ys: dict[int, NDArray[Any]] = {}
+    while len(ys) < 20:
+        left = [at for at in range(20) if at not in ys]
+        sent = [
+            caller.send("lstm", session, x[at : at + 1], id=ids[at], after=ids[at - 1] if at else b"") for at in left
+        ]
+        outcomes = dict(zip(left, [pending.outcome() for pending in sent], strict=True))
+        ys |= {at: outcome.y for at, outcome in outcomes.items() if isinstance(outcome, Reply)}
+        assert left[0] in ys
+        assert all(isinstance(outcome, Reply | Behind | SessionNotFound) for outcome in outcomes.values())
+    np.testing.assert_allclose(np.concatenate([ys[at] for at in range(20)]), LSTM.whole(x), **CLOSE)
     assert caller.get("lstm", session).position == 20
-    state = caller.state("lstm", session)
-    for values, want in zip(state.values(), LSTM.after(*[x] * 20), strict=True):
-        np.testing.assert_allclose(values, want, **CLOSE)
 
 
 def test_returned_states_are_those_after_the_last_timestep(caller: Caller, session: str):
@@ -163,15 +168,16 @@ def test_what_if_makes_no_session(caller: Caller, session: str):
 
 def test_what_if_between_operations_in_flight_sees_those_before_it(caller: Caller, session: str):
     x = LSTM.draw(12, 10)
-    sent = []
-    for t in range(10):
-        sent.append(caller.send("lstm", session, x[t : t + 1]))
-        sent.append(caller.send("lstm", session, x[:2], commit=False))
-    replies = [pending.reply() for pending in sent]
-    np.testing.assert_allclose(joined(replies[::2]), LSTM.whole(x), **CLOSE)
+    with caller.stream("lstm", [session]) as stream:
+        for t in range(10):
+            stream.send([0], x[None, t : t + 1], tag=2 * t)
+            stream.send([0], x[None, :2], tag=2 * t + 1, commit=False)
+        replies = sorted(stream.end(), key=lambda reply: reply.tag)
+    assert [reply.errors for reply in replies] == [{}] * 20
+    np.testing.assert_allclose(np.concatenate([reply.y[0] for reply in replies[::2]]), LSTM.whole(x), **CLOSE)
     for t, reply in enumerate(replies[1::2], 1):
-        np.testing.assert_allclose(reply.y, LSTM.whole(x[:t], x[:2])[t:], **CLOSE)
-        assert reply.position == t + 2
+        np.testing.assert_allclose(reply.y[0], LSTM.whole(x[:t], x[:2])[t:], **CLOSE)
+        assert reply.positions == [t + 2]
 
 
 def test_without_a_session_every_chunk_starts_fresh(caller: Caller):
