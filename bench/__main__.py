@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=64)
     options = parser.parse_args()
     figures: Figures = defaultdict(lambda: defaultdict(list))
-    console = Console()
+    console = Console(width=110)
     with tempfile.TemporaryDirectory() as folder:
         model = models.lstm()
         repository = models.repository(Path(folder) / "models", lstm=model)
@@ -78,7 +78,7 @@ async def _loads(
     for kind in _LOADS:
         before = {name: processes.cpu_microseconds(pid) for name, pid in pids.items()}
         load: Load = await getattr(sessions, kind)(options.seconds)
-        row = figures[f"{kind}, append-only file {policy}"]
+        row = figures[f"{kind}, file {policy}"]
         for name, pid in pids.items():
             row[name].append((processes.cpu_microseconds(pid) - before[name]) / load.timesteps)
         row["rate"].append(load.timesteps / load.seconds)
@@ -88,7 +88,9 @@ async def _loads(
 
 
 def _table(figures: Figures, sessions: int) -> Table:
-    table = Table(title=f"CPU µs a timestep, {sessions} sessions, committed (median, range)")
+    table = Table(
+        title=f"CPU µs a timestep, {sessions} sessions, committed; by the store's append-only file (median, range)"
+    )
     for name in ("", "server", "store", "both", "x raw", "timesteps/s", "p50 ms", "p99 ms"):
         table.add_column(name, justify="left" if not name else "right")
     raw = median(figures["raw ONNX Runtime"]["server"])
