@@ -138,6 +138,18 @@ def test_double_precision_stays_double():
     np.testing.assert_allclose(y, graphs.run(reference, single)[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("opset", [13, 18, 22])
+def test_the_scan_is_of_the_files_opset(opset: int):
+    model = built("GRU", {"linear_before_reset": 0}, "bidirectional", lengths=True)
+    model.opset_import[0].version, model.ir_version = opset, 10
+    feed = inputs_of(model)
+    expected = graphs.run(model, feed)
+    assert scanned.rewrite(model) == 1
+    onnx.checker.check_model(model, full_check=True)
+    for ours, theirs in zip(graphs.run(model, feed), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
 def test_an_old_opset_is_left_as_it_is():
     model = built("GRU", {"linear_before_reset": 0}, "forward", lengths=False)
     model.opset_import[0].version = 12

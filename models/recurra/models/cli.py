@@ -73,6 +73,7 @@ def _description(model: Model, pairs: dict[str, str]) -> dict[str, Any]:
         "self_test": {
             "chunked": test.chunked,
             "batched": test.batched,
+            "ragged": test.ragged,
             "chunked_error": test.chunked_error,
             "batched_error": test.batched_error,
             "notes": list(test.notes),
@@ -132,6 +133,7 @@ def _print(console: Console, model: Model, pairs: dict[str, str]) -> None:
     test = model.self_test
     console.print(f"chunks = one long run: {_flag(good=test.chunked)} (largest difference {test.chunked_error:.1e})")
     console.print(f"in a batch = alone: {_flag(good=test.batched)} (largest difference {test.batched_error:.1e})")
+    console.print(f"rows of several lengths in a batch = alone: {_flag(good=test.ragged)}")
     for note in test.notes:
         console.print(f"  note: {escape(note)}", highlight=False, soft_wrap=True)
     sizes = ", ".join(map(str, model.signature.chunk_sizes)) or "any"

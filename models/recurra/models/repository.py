@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from recurra.models import config, fidelity, source
+from recurra.models import config, fidelity, ragged, source
 from recurra.models.axes import plans
 from recurra.models.config import ModelConfig
 from recurra.models.graph import blanks, looks_back
@@ -90,6 +90,8 @@ def load_file(path: Path, name: str, version: str, folder: Path, *, provider: st
         session = Session(prepared.content, provider)
         layout, self_test = _prove(session, prepared)
         program = Program(session, layout)
+        if self_test.batched:
+            self_test = replace(self_test, ragged=ragged.holds(prepared.content, program))
         if any(pair.origin == "lifted" for pair in prepared.pairs):
             self_test = replace(self_test, notes=self_test.notes + fidelity.check(original, program))
     except ModelRefused:

@@ -14,7 +14,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from recurra.models.activation import DEFAULTS, Activation, activations
 from recurra.models.graph import STANDARD, attribute, constants, is_recurrent, subgraphs
 from recurra.models.names import all_names, unused
-from recurra.models.timestep import Timestep
+from recurra.models.timestep import BLOCKS, Timestep
 
 _OLDEST: Final = 13  # the opset since which Split takes its sizes as an input
 _X, _W, _R, _B, _LENS, _H, _C, _P = range(8)
@@ -140,7 +140,9 @@ class _Writer:
         inner = ""  # the bias that is added behind the product with the state
         if _input(node, _B):
             halves = [self._name("bias_w"), self._name("bias_r")]
-            self.nodes.append(helper.make_node("Split", [self._weight(_B, number, "bias")], halves, axis=0))
+            size = BLOCKS[op] * self._units
+            split = [self._weight(_B, number, "bias"), self._constant([size, size], "halves")]
+            self.nodes.append(helper.make_node("Split", split, halves, axis=0))
             product = self._add("Add", [product, halves[0]], "xw_biased")
             if op == "GRU":
                 inner = halves[1]

@@ -12,7 +12,7 @@ from recurra.models.graph import attribute
 from recurra.models.names import unused
 
 _CELL: Final = 2  # of an LSTM's activations, the one that the cell state goes through
-_BLOCKS: Final = {"RNN": 1, "GRU": 3, "LSTM": 4}
+BLOCKS: Final = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
 
 class Timestep:
@@ -45,7 +45,7 @@ class Timestep:
             output = self._add("Where", [alive, output, zero])
             news = [self._add("Where", [alive, new, old]) for new, old in zip(news, olds, strict=True)]
         taking = [self._value(old, self._units) for old in olds]
-        taking.append(self._value(product, self._units * _BLOCKS[self._node.op_type]))
+        taking.append(self._value(product, self._units * BLOCKS[self._node.op_type]))
         if masked:
             taking.append(helper.make_tensor_value_info(alive, TensorProto.BOOL, [None, 1]))
         giving = [self._value(self._add("Identity", [name]), self._units) for name in (*news, output)]
