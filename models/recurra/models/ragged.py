@@ -24,6 +24,7 @@ from recurra.models.signature import Array
 
 LENGTHS: Final = "recurra_lengths"
 _POSITION: Final = 4  # of sequence_lens among a native node's inputs
+_FAILURES: Final[tuple[type[Exception], ...]] = (ModelRefused, *ERRORS)
 _ROWS: Final = (2, 5, 3)  # timesteps of each row
 
 
@@ -57,7 +58,7 @@ def holds(content: bytes, program: Program) -> bool:
     try:
         session = Session(model.SerializeToString(), "cuda" if program.on_gpu else "cpu")
         return _same(Program(session, layout), program, name)
-    except (ModelRefused, *ERRORS):
+    except _FAILURES:
         return False
 
 
