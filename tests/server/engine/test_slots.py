@@ -203,7 +203,7 @@ class Sessions(RuleBasedStateMachine):
             self.pins[name] = self.pins.get(name, 0) + 1
         # All of one block are used at once; which goes first of them is open, so give them an order by hand.
         for name in names:
-            self.slots._touch(self.of[name])
+            self.slots.touch(self.of[name])
         self.touched(*names)
 
     @precondition(lambda self: any(self.pins.values()))

@@ -173,7 +173,11 @@ class FrameStream:
 
     def _resolve(self, engine: Engine, handles: Array) -> NDArray[np.intp]:
         """The sessions' slots; a session that lost its slot meanwhile gets another."""
-        stale = handles[engine.slots.uses[self._slots[handles]] != self._uses[handles]]
+        slots = self._slots[handles]
+        lost = engine.slots.uses[slots] != self._uses[handles]
+        stale = handles[lost]
+        if len(stale):
+            engine.slots.touch(slots[~lost])  # so that the others do not take theirs
         for handle in stale.tolist():
             slot = engine.slot(self._names[handle])
             self._slots[handle], self._uses[handle] = slot, engine.slots.uses[slot]

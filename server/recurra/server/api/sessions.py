@@ -61,7 +61,7 @@ class Sessions(session_pb2_grpc.SessionServiceServicer):
         size, cursor = min(request.page_size or _PAGE, _LARGEST_PAGE), int(token)
         response = session_pb2.ListSessionsResponse()
         while len(response.sessions) < size:
-            cursor, found = await engine.scan(cursor, size)
+            cursor, found = await engine.reader.scan(cursor, size)
             response.sessions.extend(operations.session(engine.model, name, header) for name, header in found)
             if not cursor:
                 break
@@ -150,7 +150,7 @@ class Sessions(session_pb2_grpc.SessionServiceServicer):
 
 
 async def _live(engine: Engine, name: str) -> record.Record:
-    found = await engine.look(operations.session_name(name))
+    found = await engine.reader.look(operations.session_name(name))
     if found is None:
         raise SessionNotFound(f"model '{engine.model.name}' has no session '{name}'")
     if found.header["kind"][0] == record.CLOSED:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import OrderedDict
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,10 +14,12 @@ from numpy.typing import NDArray
 from recurra.models import Model
 from recurra.server.engine import reply
 from recurra.server.engine.batch import Batch
+from recurra.server.engine.chunks import PIECE, cuttable, run_long
 from recurra.server.engine.commits import Commits, Flight
 from recurra.server.engine.digest import digests
 from recurra.server.engine.judge import continues, judge
 from recurra.server.engine.operation import Block, Kind, Rows
+from recurra.server.engine.reading import Reader
 from recurra.server.engine.scheduler import Part, Scheduler
 from recurra.server.engine.seams import Clock, Runner, Step, Store
 from recurra.server.engine.slots import Slots
@@ -40,7 +41,6 @@ Array = NDArray[Any]
 
 _MAX_FLIGHTS: Final = 2  # batches on their way to the store: one more is run meanwhile, the next ones grow
 _MAX_TRIES: Final = 4
-_PIECE: Final = 32  # timesteps of a long chunk that are run at once; then other sessions have their turn
 _QUIET_TURNS, _MOST_TURNS = 16, 256  # turns of the event loop: see Engine._arrive
 _KEPT_REPLIES: Final = 4096
 _METRIC_KINDS: Final[dict[Kind, MetricKind]] = {
@@ -74,12 +74,9 @@ class Engine:
         self._layout = np.frombuffer(model.layout, "<u8")
         signature = model.signature
         self._reply_tag = reply.tag([*signature.outputs, *signature.states])
-        self._cuttable = (  # a long chunk may be run in pieces
-            model.self_test.chunked
-            and not signature.chunk_sizes
-            and all(spec.has_time_axis for spec in signature.inputs)
-        )
+        self._cuttable = cuttable(model)
         self._axes = [state.batch_axis for state in signature.states]
+        self.reader = Reader(store, model.name)
         self.slots = Slots(limits.slots, self._prefix)
         self._scheduler = Scheduler(max_batch=model.max_batch, slots=limits.slots + 1)
         self._commits = Commits(
@@ -132,29 +129,6 @@ class Engine:
         for part in self._scheduler.withdraw(block):
             self._refuse(part, DeadlineExceeded("cancelled before it was started"))
 
-    async def look(self, session: str) -> record.Record | None:
-        """The session's record as the store has it. Raises StoreUnavailable, DataLoss."""
-        identity = record.identity("default", self.model.name, session)
-        key = np.frombuffer(record.key(self._prefix, identity), np.uint8)[None]
-        [found] = await self._store.read(key)
-        if isinstance(found, RecurraError):
-            raise found
-        return None if found is None else record.unpack(found, identity)
-
-    async def scan(self, cursor: int, count: int) -> tuple[int, list[tuple[str, Array]]]:
-        """Some live sessions, by name, with their headers, and the next cursor; 0 begins and ends."""
-        following, found = await self._store.scan(self._prefix, cursor, count)
-        sessions = []
-        for _, head in found:
-            if len(head) < record.HEADER.itemsize:
-                continue
-            header = np.frombuffer(head[: record.HEADER.itemsize], record.HEADER)[0]
-            if header["format"] == record.FORMAT and header["kind"] == record.LIVE:
-                name = head[record.HEADER.itemsize :][: int(header["name_bytes"])]
-                with suppress(UnicodeDecodeError):  # a corrupt record: who asks for it is told
-                    sessions.append((name.decode(), header))
-        return following, sessions
-
     async def drain(self) -> None:
         """Take nothing new; return once everything queued or in flight is answered."""
         self._draining = True
@@ -180,14 +154,14 @@ class Engine:
         cold = self.slots.to_load()
         if len(cold):
             tasks.create_task(self._load(cold), name=f"load for {self.model.name}")
-        longest = _PIECE if self._long and self._cuttable else sys.maxsize
+        longest = PIECE if self._long and self._cuttable else sys.maxsize
         ready = self.slots.ready if len(self._commits) < _MAX_FLIGHTS else self._stateless
         parts, late = self._scheduler.next(self._clock.monotonic(), ready, longest=longest)
         for part in late:
             self._refuse(part, DeadlineExceeded("its deadline passed in the queue"))
         batch = self._admit(parts) if parts else None
         if batch is not None:
-            if batch.head.timesteps > _PIECE and self._cuttable:
+            if batch.head.timesteps > PIECE and self._cuttable:
                 self.slots.run_long(batch.slots, running=True)
                 self._long = tasks.create_task(self._step_long(batch), name=f"long chunk for {self.model.name}")
             else:
@@ -353,36 +327,14 @@ class Engine:
             return Step([], states)
         began, timesteps = self._clock.monotonic(), batch.head.timesteps
         self._metrics.observe_stage("queue", began - batch.head.arrival)
-        if timesteps <= _PIECE or not self._cuttable:
+        if timesteps <= PIECE or not self._cuttable:
             step = await self._runner.run(batch.inputs, states)
         else:
-            pieces = []
-            for start in range(0, timesteps, _PIECE):
-                if all(block.abandoned for block, _ in batch.parts):
-                    raise DeadlineExceeded("cancelled while it was run; no timestep was consumed")
-                pieces.append(await self._runner.run([x[:, start : start + _PIECE] for x in batch.inputs], states))
-                states = pieces[-1].states
-            step = Step(self._joined([piece.outputs for piece in pieces]), states)
+            step = await run_long(self._runner, self.model.signature, batch, states)
         self._metrics.observe_stage("run", self._clock.monotonic() - began)
         self._metrics.observe_batch(len(batch))
         self._metrics.count_timesteps(len(batch) * timesteps)
         return step
-
-    def _joined(self, pieces: list[list[Array]]) -> list[Array]:
-        return [
-            np.concatenate(outputs, axis=1) if spec.has_time_axis else outputs[-1]
-            for spec, outputs in zip(self.model.signature.outputs, zip(*pieces, strict=True), strict=True)
-        ]
-
-    async def _step_alone(self, batch: Batch, error: Exception) -> None:
-        """A batch failed: each operation alone, so that only the bad ones fail."""
-        if len(batch) == 1:
-            self._refuse(
-                batch.parts[0], RunFailed(f"the model failed on this input: {error}; no timestep was consumed")
-            )
-            return
-        for place in range(len(batch)):
-            await self._step(batch.only(np.arange(len(batch)) == place))
 
     def _finish(self, batch: Batch, step: Step, rebased: NDArray[np.bool_]) -> None:
         """Keep what a run gave: the new state in the slots, and on its way to the store."""

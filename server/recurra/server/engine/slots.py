@@ -68,7 +68,7 @@ class Slots:
         """The session's slot. Raises Overloaded when all slots are busy."""
         slot = self._of.get(identity)
         if slot is not None:
-            self._touch(slot)  # it is about to be used: the next one to come may not get it
+            self.touch(slot)  # it is about to be used: the next one to come may not get it
             return slot
         if not self._free:
             self._evict()
@@ -79,7 +79,7 @@ class Slots:
         self.names[slot] = np.frombuffer(name.ljust(record.NAME_BYTES, b"\0"), np.uint8)
         self.read_at[slot] = 0
         self.uses[slot] += 1
-        self._touch(slot)
+        self.touch(slot)
         return slot
 
     def identity(self, slot: int) -> bytes:
@@ -89,7 +89,7 @@ class Slots:
     def pin(self, slots: Array) -> None:
         """Operations of these sessions (each once) have come; to be unpinned one by one."""
         self.pins[slots] += 1
-        self._touch(slots)
+        self.touch(slots)
         if not self.ready[slots].all():
             self._wanted.append(slots)
 
@@ -123,7 +123,8 @@ class Slots:
         self.running[slots] = running
         self.ready[slots] = (self.status[slots] == HOT) & ~self.running[slots]
 
-    def _touch(self, slots: Array | int) -> None:
+    def touch(self, slots: Array | int) -> None:
+        """These sessions are in use: others lose their slots first."""
         self._tick += 1
         self._used[slots] = self._tick
 

@@ -1,0 +1,43 @@
+"""Long chunks: run in pieces, so that other sessions have their turn in between, and committed once."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recurra.models import Model, Signature
+from recurra.server.engine.batch import Batch
+from recurra.server.engine.seams import Runner, Step
+from recurra.wire.errors import DeadlineExceeded
+
+Array = NDArray[Any]
+
+PIECE: Final = 32  # timesteps
+
+
+def cuttable(model: Model) -> bool:
+    """Whether a chunk gives the same in pieces."""
+    signature = model.signature
+    timed = all(spec.has_time_axis for spec in signature.inputs)
+    return model.self_test.chunked and not signature.chunk_sizes and timed
+
+
+async def run_long(runner: Runner, signature: Signature, batch: Batch, states: list[Array]) -> Step:
+    """Run a batch from `states`, in the graph's layout, piece by piece.
+
+    Raises DeadlineExceeded if meanwhile nobody waits for it any more, and whatever the model raises.
+    """
+    pieces: list[list[Array]] = []
+    for start in range(0, batch.head.timesteps, PIECE):
+        if all(block.abandoned for block, _ in batch.parts):
+            raise DeadlineExceeded("cancelled while it was run; no timestep was consumed")
+        step = await runner.run([array[:, start : start + PIECE] for array in batch.inputs], states)
+        pieces.append(step.outputs)
+        states = step.states
+    outputs = [
+        np.concatenate(parts, axis=1) if spec.has_time_axis else parts[-1]
+        for spec, parts in zip(signature.outputs, zip(*pieces, strict=True), strict=True)
+    ]
+    return Step(outputs, states)
