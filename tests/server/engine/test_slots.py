@@ -23,7 +23,7 @@ def acquire(slots: Slots, *names: str) -> list[int]:
 def make_hot(slots: Slots, *chosen: int) -> None:
     slots.pin(np.array(chosen))
     loading = slots.to_load()
-    slots.install(loading, np.zeros(len(loading), record.HEADER))
+    slots.install(loading, np.zeros(len(loading), record.HEADER), 1)
     slots.unpin(np.array(chosen))
 
 
@@ -86,7 +86,7 @@ def test_what_is_pinned_or_loading_stays_and_when_all_is_the_next_comer_is_refus
     slots.unpin(np.array([a, b]))
     with pytest.raises(Overloaded):  # nobody waits for them any more, but their answers are yet to come
         acquire(slots, "c")
-    slots.install(np.array([b]), np.zeros(1, record.HEADER))
+    slots.install(np.array([b]), np.zeros(1, record.HEADER), 1)
     assert acquire(slots, "c", "a") == [b, a]
 
 
@@ -123,7 +123,7 @@ def test_a_cold_slot_is_loaded_once_and_only_while_somebody_waits():
     assert (slots.status[a], slots.status[b]) == (LOADING, COLD)
     head = np.zeros(1, record.HEADER)
     head["position"] = 7
-    slots.install(np.array([a]), head)
+    slots.install(np.array([a]), head, 1)
     assert slots.ready[a]
     assert slots.headers["position"][a] == 7
     slots.pin(np.array([a]))
@@ -227,7 +227,7 @@ class Sessions(RuleBasedStateMachine):
         slot = data.draw(st.sampled_from(sorted(self.loading)))
         head = np.zeros(1, record.HEADER)
         head["position"] = slot
-        self.slots.install(np.array([slot]), head)
+        self.slots.install(np.array([slot]), head, 1)
         self.loading.discard(slot)
         self.hot.add(slot)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ from recurra.server.engine.chunks import PIECE, cuttable, run_long
 from recurra.server.engine.commits import Commits, Flight
 from recurra.server.engine.digest import digests
 from recurra.server.engine.judge import continues, judge
+from recurra.server.engine.loader import Loader
 from recurra.server.engine.operation import Block, Kind, Rows
 from recurra.server.engine.reading import Reader
 from recurra.server.engine.scheduler import Part, Scheduler
@@ -42,7 +42,6 @@ Array = NDArray[Any]
 _MAX_FLIGHTS: Final = 2  # batches on their way to the store: one more is run meanwhile, the next ones grow
 _MAX_TRIES: Final = 4
 _QUIET_TURNS, _MOST_TURNS = 16, 256  # turns of the event loop: see Engine._arrive
-_KEPT_REPLIES: Final = 4096
 _METRIC_KINDS: Final[dict[Kind, MetricKind]] = {
     Kind.PREDICT: "predict",
     Kind.RESET: "reset",
@@ -90,7 +89,7 @@ class Engine:
             landed=self._landed,
         )
         self._stateless = np.arange(limits.slots + 1) == 0  # ready while the store is behind
-        self._replies: OrderedDict[int, bytes] = OrderedDict()  # kept replies, by slot, of records read lately
+        self._loader = Loader(self.slots, runner, store)
         self._sequence = 0
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -184,45 +183,14 @@ class Engine:
             quiet = quiet + 1 if before == self._sequence else 0
 
     async def _load(self, slots: Rows) -> None:
-        """Read these sessions from the store into their slots."""
-        began, epochs, asked = self._clock.monotonic(), self.slots.epoch[slots], self._sequence + 1
-        self._sequence = asked
-        try:
-            found = await self._store.read(self.slots.keys[slots])
-        except RecurraError as error:
-            found = [error] * len(slots)
+        """Read these sessions into their slots; who waits for one that cannot be read is told why."""
+        self._sequence += 1
+        began = self._clock.monotonic()
+        for unread, error in await self._loader.load(slots, self._sequence):
+            for part in self._scheduler.take(unread):
+                self._refuse(part, error)
         self._metrics.observe_stage("load", self._clock.monotonic() - began)
-        heads = np.zeros(len(slots), record.HEADER)
-        states = self._runner.to_bytes(self._runner.gather(np.zeros(len(slots), np.intp)))
-        good = self.slots.epoch[slots] == epochs  # others were given up meanwhile, and are loaded again
-        for place in np.flatnonzero(good).tolist():
-            slot, answer = int(slots[place]), found[place]
-            try:
-                if isinstance(answer, RecurraError):
-                    raise answer
-                read = None if answer is None else record.unpack(answer, self.slots.identity(slot))
-            except RecurraError as error:
-                good[place] = False
-                self.slots.give_up(slots[place : place + 1])
-                for part in self._scheduler.take(slots[place : place + 1]):
-                    self._refuse(part, error)
-                continue
-            self._keep(slot, read.reply if read else b"")
-            if read:
-                heads[place] = read.header[0]
-                if len(read.state) == states.shape[1]:  # of another layout, or ended: judge has the word
-                    states[place] = np.frombuffer(read.state, np.uint8)
-        if good.any():
-            self._runner.scatter(slots[good], self._runner.from_bytes(states[good]))
-            self.slots.install(slots[good], heads[good])
-            self.slots.read_at[slots[good]] = asked
         self._wake.set()
-
-    def _keep(self, slot: int, kept: bytes) -> None:
-        self._replies[slot] = kept
-        self._replies.move_to_end(slot)
-        if len(self._replies) > _KEPT_REPLIES:
-            self._replies.popitem(last=False)
 
     # ---- admit: only what continues its session is run
 
@@ -246,7 +214,8 @@ class Engine:
     def _decide(self, block: Block, row: int) -> None:
         """One operation does not continue what is in its slot: answer it from the store's word, or ask for that."""
         rows, slot = np.array([row]), int(block.slots[row])
-        if self.slots.read_at[slot] <= block.sequence or slot not in self._replies:
+        kept = self._loader.replies.get(slot)
+        if self.slots.read_at[slot] <= block.sequence or kept is None:
             self.slots.give_up(rows * 0 + slot)
             self._redo(block, rows)
             return
@@ -265,7 +234,7 @@ class Engine:
         if error is not None:
             self._refuse(Part(block, rows), error)
             return
-        self._repeat(block, row, head, self._replies[slot])
+        self._repeat(block, row, head, kept)
 
     def _repeat(self, block: Block, row: int, head: Array, kept: bytes) -> None:
         """Answer a duplicate with the reply that was kept."""

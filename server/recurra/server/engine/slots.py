@@ -112,9 +112,9 @@ class Slots:
         self.status[cold] = LOADING
         return cold
 
-    def install(self, slots: Array, headers: Array) -> None:
-        """The store was read: the sessions stand at `headers`, (N,) HEADER."""
-        self.headers[slots] = headers
+    def install(self, slots: Array, headers: Array, asked: int) -> None:
+        """The store was read: the sessions stand at `headers`, (N,) HEADER. `asked`: see read_at."""
+        self.headers[slots], self.read_at[slots] = headers, asked
         self.status[slots], self.ready[slots] = HOT, ~self.running[slots]
 
     def run_long(self, slots: Array, *, running: bool) -> None:

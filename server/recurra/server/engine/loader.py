@@ -1,0 +1,73 @@
+"""Sessions on their way from the store into slots."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recurra.server.engine.operation import Rows
+from recurra.server.engine.seams import Runner, Store
+from recurra.server.engine.slots import Slots
+from recurra.server.store import record
+from recurra.wire.errors import RecurraError
+
+Array = NDArray[Any]
+
+_MOST_REPLIES: Final = 4096
+
+
+class Loader:
+    """Fills slots with what the store holds.
+
+    Attributes:
+        replies: the kept replies, by slot, of the records read last.
+    """
+
+    def __init__(self, slots: Slots, runner: Runner, store: Store) -> None:
+        self._slots, self._runner, self._store = slots, runner, store
+        self.replies: OrderedDict[int, bytes] = OrderedDict()
+
+    async def load(self, slots: Rows, asked: int) -> list[tuple[Rows, RecurraError]]:
+        """Read the sessions of these slots in one round trip; a session that is not there gets the fresh state.
+
+        Args:
+            asked: the engine's sequence number: operations that came before it may rely on what is read.
+
+        Returns:
+            which could not be read, given up again, and why.
+        """
+        epochs, failed = self._slots.epoch[slots], []
+        try:
+            found = await self._store.read(self._slots.keys[slots])
+        except RecurraError as error:
+            found = [error] * len(slots)
+        heads = np.zeros(len(slots), record.HEADER)
+        states = self._runner.to_bytes(self._runner.gather(np.zeros(len(slots), np.intp)))
+        good = self._slots.epoch[slots] == epochs  # others were given up meanwhile, and are loaded again
+        for place in np.flatnonzero(good).tolist():
+            try:
+                self._take(int(slots[place]), found[place], heads[place : place + 1], states[place])
+            except RecurraError as error:
+                good[place] = False
+                self._slots.give_up(slots[place : place + 1])
+                failed.append((slots[place : place + 1], error))
+        if good.any():
+            self._runner.scatter(slots[good], self._runner.from_bytes(states[good]))
+            self._slots.install(slots[good], heads[good], asked)
+        return failed
+
+    def _take(self, slot: int, answer: bytes | RecurraError | None, head: Array, state: Array) -> None:
+        if isinstance(answer, RecurraError):
+            raise answer
+        read = None if answer is None else record.unpack(answer, self._slots.identity(slot))
+        if read is not None:
+            head[:] = read.header
+            if len(read.state) == len(state):  # of another layout, or ended: the judge has the word
+                state[:] = np.frombuffer(read.state, np.uint8)
+        self.replies[slot] = read.reply if read else b""
+        self.replies.move_to_end(slot)
+        if len(self.replies) > _MOST_REPLIES:
+            self.replies.popitem(last=False)
