@@ -241,7 +241,7 @@ def scan(
         helper.make_node(
             "Scan",
             ["zeros"] * len(kinds) + ["x"],
-            [*("" for _ in kinds), "y"],
+            [*(f"{kind}_end" for kind in kinds), "y"],
             body=body,
             num_scan_inputs=1,
             scan_input_axes=[1],

@@ -1,11 +1,12 @@
 from pathlib import Path
 
 import graphs
+import loops
 import numpy as np
 import pytest
 from onnx import helper
 
-from recurra.models import ModelRefused, load
+from recurra.models import ModelRefused, fidelity, load
 
 
 def test_an_output_that_depends_on_the_whole_chunk_is_refused(tmp_path: Path):
@@ -74,3 +75,26 @@ def test_a_declared_batch_axis_that_is_none_is_noticed(tmp_path: Path):
     )
     model = load(graphs.write(built, tmp_path), provider="cpu")
     assert model.max_batch == 1
+
+
+def test_a_lift_that_changes_the_model_is_refused(tmp_path: Path):
+    """The file is held against another model's lift."""
+    original, _ = graphs.native("GRU")
+    other, _ = graphs.native("GRU", layers=2)
+    program = load(graphs.write(other, tmp_path), provider="cpu").program
+    with pytest.raises(ModelRefused, match=r"the model differs from the file by .* please report this"):
+        fidelity.check(original.SerializeToString(), program)
+
+
+def test_a_masked_timestep_is_part_of_the_proof(tmp_path: Path):
+    """The output that is held over masked timesteps starts from the data, so it is lost between chunks."""
+    built, _ = loops.keras(masked=True)
+    loop = next(node for node in built.graph.node if node.op_type == "Loop")
+    built.graph.node.insert(list(built.graph.node).index(loop), helper.make_node("Mul", ["rows_in", "zero"], ["held0"]))
+    loop.input[list(loop.input).index("zeros", 2)] = "held0"
+    built.graph.initializer.append(graphs.const("zero", 0.0, np.float32))
+    built.graph.initializer.append(graphs.const("widen", np.ones((3, 8)), np.float32))
+    built.graph.node.insert(0, helper.make_node("ReduceMax", ["x"], ["x_max"], axes=[1], keepdims=0))
+    built.graph.node.insert(1, helper.make_node("MatMul", ["x_max", "widen"], ["rows_in"]))
+    with pytest.raises(ModelRefused, match=r"differ from one long run.*starts 'held' from the data \(x\)"):
+        load(graphs.write(built, tmp_path), provider="cpu")

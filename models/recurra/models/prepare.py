@@ -20,6 +20,7 @@ from recurra.models.lift import lift
 from recurra.models.pairs import Pair
 from recurra.models.refusal import ModelRefused
 from recurra.models.time_first import time_first
+from recurra.models.unrolled import unrolled
 
 _SEQUENCE_LENS = 4  # position among a native node's inputs
 
@@ -188,7 +189,8 @@ def _refuse_stateless(graph: GraphProto, constant_names: list[str], doubts: list
             "no state found for sure; only equal shapes suggest one. If this is the state, put these lines into "
             f"model.toml (else give the right names):\n\n{state_pairs.stanza(guesses)}"
         )
-    hint = f" ({'; '.join(doubts)})" if doubts else ""
+    reasons = [*doubts, *filter(None, [unrolled(graph)])]
+    hint = f" ({'; '.join(reasons)})" if reasons else ""
     raise ModelRefused(
         f"no state found{hint}: no native RNN, GRU or LSTM node, no Loop or Scan that carries one, and no input and "
         "output that do. If the graph has one, list the pairs in model.toml:\n\n"

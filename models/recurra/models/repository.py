@@ -11,13 +11,14 @@ from typing import Final
 from recurra.models import config, fidelity, ragged, source
 from recurra.models.axes import plans
 from recurra.models.config import ModelConfig
+from recurra.models.culprit import culprit
 from recurra.models.graph import blanks, looks_back
 from recurra.models.layout import Layout
 from recurra.models.prepare import Prepared, prepare
 from recurra.models.probe import probe
 from recurra.models.program import Program
 from recurra.models.refusal import ModelRefused
-from recurra.models.selftest import SelfTest, prove
+from recurra.models.selftest import ChunksDiffer, SelfTest, prove
 from recurra.models.session import Session, choose
 from recurra.models.signature import Signature
 
@@ -133,13 +134,7 @@ def _prove(session: Session, prepared: Prepared) -> tuple[Layout, SelfTest]:
         if ran_at is None:
             ran_at, refusal = plan.cost, None
         try:
-            test = prove(
-                Program(session, layout),
-                layout.signature(),
-                batchable=layout.batchable,
-                looks_back=looks_back(prepared.graph),
-                blanks=blanks(prepared.graph),
-            )
+            test = _tested(session, prepared, layout)
         except ModelRefused as error:
             refusal = refusal or error
             continue
@@ -153,6 +148,16 @@ def _prove(session: Session, prepared: Prepared) -> tuple[Layout, SelfTest]:
             raise ModelRefused(f"{refusal}. Besides: {'; '.join(prepared.doubts)}")
         raise refusal or ModelRefused("no reading of the inputs' batch and time axes runs; give them in model.toml")
     return best
+
+
+def _tested(session: Session, prepared: Prepared, layout: Layout) -> SelfTest:
+    program, graph = Program(session, layout), prepared.graph
+    signature = layout.signature()
+    try:
+        return prove(program, signature, batchable=layout.batchable, looks_back=looks_back(graph), blanks=blanks(graph))
+    except ChunksDiffer as error:
+        node = culprit(prepared.content, program)
+        raise ModelRefused(f"{error}. The first to do so is {node}" if node else str(error)) from error
 
 
 def _versions(folder: Path) -> list[str]:

@@ -43,6 +43,10 @@ class SelfTest:
     ragged: bool = False
 
 
+class ChunksDiffer(ModelRefused):
+    """An output depends on later timesteps."""
+
+
 def prove(
     program: Program, signature: Signature, *, batchable: bool, looks_back: bool, blanks: Sequence[float] = ()
 ) -> SelfTest:
@@ -94,7 +98,7 @@ class _Trial:
             error, good = max(error, worse), good and same
         notes: tuple[str, ...] = ()
         if not good and not looks_back:
-            raise ModelRefused(
+            raise ChunksDiffer(
                 "the output at a timestep depends on the whole chunk: chunks of "
                 f"{', '.join(map(str, self._pieces))} timesteps differ from one long run by {error:.2g}. A mean, "
                 "attention, normalisation or convolution over time does that, or a state that was not found: list it "
