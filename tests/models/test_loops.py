@@ -5,10 +5,12 @@ import loops
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 from test_lift import chunked, fresh
 
 from recurra.models import ModelRefused, load
 from recurra.models.hoist import hoist
+from recurra.models.lift import lift
 
 
 @pytest.mark.parametrize("op", ["RNN", "LSTM"])
@@ -114,3 +116,33 @@ def test_a_frozen_state_of_a_loop_is_refused(tmp_path: Path):
     built.graph.input[0].CopyFrom(graphs.info("x", [2, "time", 3]))
     with pytest.raises(ModelRefused, match=r"Loop node 'model/rnn_7/while_loop'.*stateful=False"):
         load(graphs.write(built, tmp_path), provider="cpu")
+
+
+def test_a_loop_in_a_branch_is_lifted_and_the_other_branch_hands_its_state_on():
+    built, weights = loops.keras()
+    graph = built.graph
+    place, loop = next((index, node) for index, node in enumerate(graph.node) if node.op_type == "Loop")
+    inside = onnx.NodeProto()
+    inside.CopyFrom(loop)
+    inside.output[:] = [f"in_{name}" for name in loop.output]
+    then = helper.make_graph([inside], "then", [], [graphs.info("in_y_time", None)])
+    tiled = helper.make_node("Expand", ["none", "y_shape"], ["else_y"])
+    shape = helper.make_node("Concat", ["one_more", "state_shape"], ["y_shape"], axis=0)
+    otherwise = helper.make_graph([shape, tiled], "else", [], [graphs.info("else_y", None)])
+    graph.initializer.extend([graphs.const("none", 0.0, np.float32), graphs.const("one_more", [1])])
+    graph.initializer.append(graphs.const("one_step", 1))
+    del graph.node[place]
+    graph.node.insert(place, helper.make_node("Greater", ["timesteps", "one_step"], ["several"]))
+    choice = helper.make_node("If", ["several"], ["y_time"], then_branch=then, else_branch=otherwise)
+    graph.node.insert(place + 1, choice)
+    hoist(graph)
+    (pair,), doubts = lift(built)
+    assert (pair.name, pair.batch_axis, doubts) == ("rnn_7/state", 0, [])
+    x = np.random.default_rng(3).normal(size=(2, 5, 3)).astype(np.float32)
+    state = np.random.default_rng(4).normal(size=(2, 8)).astype(np.float32)
+    y, after = graphs.run(built, {"x": x, pair.input: state}, ["y", pair.output])
+    expected, end, _ = graphs.oracle(weights, x, state)
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+    np.testing.assert_allclose(after, end, atol=1e-6)
+    _, after = graphs.run(built, {"x": x[:, :1], pair.input: state}, ["y", pair.output])
+    np.testing.assert_array_equal(after, state)

@@ -1,0 +1,122 @@
+"""A stranger's model is first loaded in a child process: a file can crash the runtime, fill the memory, or never end.
+
+The child's verdict is kept on disk by the content of all files of the model and the versions of what read them, so that
+a file is tried once. What passed is then loaded here as any other: the child hands back a verdict, and no data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+from recurra.models.refusal import ModelRefused
+from recurra.models.repository import load
+
+_PACKAGES: Final = ("recurra", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
+_BLOCK: Final = 2**20
+
+
+def clear(
+    folder: Path, *, cache: Path | None = None, timeout_seconds: float = 120, max_bytes: int = 16 * 2**30
+) -> None:
+    """Loads the model in `folder` in a child process, on the CPU. Raises ModelRefused if that fails in any way.
+
+    Args:
+        folder: as `load` takes it.
+        cache: where verdicts are kept; None for nowhere.
+        timeout_seconds: of wall-clock and of processor time.
+        max_bytes: of address space, the libraries included.
+
+    """
+    kept = cache / f"{digest(folder)}-{max_bytes}.json" if cache else None
+    verdict = _kept(kept) if kept else None
+    if verdict is None:
+        verdict = _try(folder, timeout_seconds, max_bytes)
+        if kept:
+            _keep(kept, verdict)
+    if verdict:
+        raise ModelRefused(verdict)
+
+
+def digest(folder: Path) -> str:
+    """A hex digest of all files in `folder`, their names among them, and of the versions of the packages."""
+    total = hashlib.sha256()
+    for package in _PACKAGES:
+        total.update(f"{package} {_version(package)}\n".encode())
+    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+        total.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                total.update(block)
+    return total.hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _kept(path: Path) -> str | None:
+    """An earlier verdict; None if there is none, or none that can be read."""
+    try:
+        refused = json.loads(path.read_text("utf-8"))["refused"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return refused if isinstance(refused, str) else None
+
+
+def _keep(path: Path, verdict: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.write_text(json.dumps({"refused": verdict}), "utf-8")
+    draft.replace(path)
+
+
+def _try(folder: Path, timeout_seconds: float, max_bytes: int) -> str:
+    """Why the model is refused, empty if it is not. Raises ModelRefused if the child did not come to say so."""
+    command = [sys.executable, "-I", "-m", __spec__.name, str(folder), str(int(timeout_seconds) + 1), str(max_bytes)]
+    try:
+        child = subprocess.run(  # noqa: S603
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_seconds, check=False, env={}
+        )
+    except subprocess.TimeoutExpired:
+        raise ModelRefused(
+            f"'{folder.name}' took more than {timeout_seconds:g} s to load; serve it only if you trust it"
+        ) from None
+    verdict = child.stdout.decode(errors="replace").strip().rpartition("\n")[2]
+    try:
+        return str(json.loads(verdict)["refused"])
+    except (ValueError, KeyError, TypeError):
+        end = (
+            f"signal {signal.Signals(-child.returncode).name}" if child.returncode < 0 else f"status {child.returncode}"
+        )
+        raise ModelRefused(f"'{folder.name}' ends the process that loads it ({end}); do not serve it") from None
+
+
+def main(folder: str, seconds: str, max_bytes: str) -> None:
+    """What the child does."""
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
+    resource.setrlimit(resource.RLIMIT_AS, (int(max_bytes), int(max_bytes)))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    refused = ""
+    try:
+        load(Path(folder), provider="cpu")
+    except ModelRefused as error:
+        refused = str(error)
+    except MemoryError:
+        refused = f"'{Path(folder).name}' needs more than {max_bytes} bytes of memory to load"
+    print(f"\n{json.dumps({'refused': refused})}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,65 @@
+import json
+import subprocess
+from pathlib import Path
+
+import graphs
+import pytest
+
+from recurra.models import ModelRefused, quarantine
+
+
+def test_a_good_model_is_cleared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder, cache = graphs.write(graphs.lstm(), tmp_path), tmp_path / "cache"
+    quarantine.clear(folder, cache=cache)
+    (verdict,) = cache.iterdir()
+    assert json.loads(verdict.read_text()) == {"refused": ""}
+    monkeypatch.setattr(quarantine, "_try", lambda *_: pytest.fail("tried again"))
+    quarantine.clear(folder, cache=cache)
+
+
+def test_a_refusal_is_the_childs_own_and_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder, cache = graphs.write(graphs.mean_over_time(), tmp_path), tmp_path / "cache"
+    for _ in range(2):
+        with pytest.raises(ModelRefused, match="depends on the whole chunk"):
+            quarantine.clear(folder, cache=cache)
+        monkeypatch.setattr(quarantine, "_try", lambda *_: pytest.fail("tried again"))
+
+
+def test_another_file_or_configuration_is_tried_anew(tmp_path: Path):
+    folder = graphs.write(graphs.lstm(), tmp_path)
+    digests = {quarantine.digest(folder)}
+    (folder / "model.toml").write_text("max_batch = 3\n")
+    digests.add(quarantine.digest(folder))
+    (folder / "1" / "weights.bin").write_bytes(b"\0")
+    digests.add(quarantine.digest(folder))
+    assert len(digests) == 3
+    assert quarantine.digest(folder) in digests
+
+
+def test_a_file_that_ends_its_process_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """No verdict is kept: the machine may have been short of memory."""
+    folder, cache = graphs.write(graphs.lstm(), tmp_path), tmp_path / "cache"
+    monkeypatch.setattr(quarantine.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], -11, b"", b""))
+    with pytest.raises(ModelRefused, match=r"'model' ends the process that loads it \(signal SIGSEGV\)"):
+        quarantine.clear(folder, cache=cache)
+    assert not cache.exists()
+
+
+def test_a_file_that_needs_more_memory_than_it_may_have_is_refused(tmp_path: Path):
+    folder = graphs.write(graphs.lstm(), tmp_path)
+    with pytest.raises(ModelRefused, match=r"bad_alloc|bytes of memory|ends the process"):
+        quarantine.clear(folder, max_bytes=32 * 2**20)
+
+
+def test_a_file_that_takes_too_long_is_refused(tmp_path: Path):
+    folder = graphs.write(graphs.lstm(), tmp_path)
+    with pytest.raises(ModelRefused, match=r"took more than 0\.01 s to load"):
+        quarantine.clear(folder, timeout_seconds=0.01)
+
+
+def test_a_verdict_that_cannot_be_read_is_made_anew(tmp_path: Path):
+    folder, cache = graphs.write(graphs.lstm(), tmp_path), tmp_path / "cache"
+    cache.mkdir()
+    (cache / f"{quarantine.digest(folder)}-{2**34}.json").write_text("{")
+    quarantine.clear(folder, cache=cache)
+    assert json.loads(next(cache.iterdir()).read_text()) == {"refused": ""}
