@@ -27,7 +27,7 @@ from bench import floors, models, processes
 from bench.loads import Load, Sessions
 
 _STORES = ("off", "everysec", "always")
-_LOADS = ("frames", "streams", "unary")
+_LOADS = {"pairs": "frames, 2 in flight", "frames": "frames", "streams": "streams of 1", "unary": "unary"}
 Figures = dict[str, dict[str, list[float]]]
 
 
@@ -75,10 +75,10 @@ async def _loads(
 ) -> None:
     sessions = Sessions(address, options.sessions)
     await sessions.frames(options.seconds / 4)
-    for kind in _LOADS:
+    for kind, title in _LOADS.items():
         before = {name: processes.cpu_microseconds(pid) for name, pid in pids.items()}
         load: Load = await getattr(sessions, kind)(options.seconds)
-        row = figures[f"{kind}, file {policy}"]
+        row = figures[f"{title}, file {policy}"]
         for name, pid in pids.items():
             row[name].append((processes.cpu_microseconds(pid) - before[name]) / load.timesteps)
         row["rate"].append(load.timesteps / load.seconds)

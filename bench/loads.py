@@ -6,10 +6,12 @@ Messages are made from the stubs, not the SDK, so that the client leaves the mac
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -58,6 +60,11 @@ class Sessions:
         members = list(range(len(self._names)))
         return await self._run(lambda _, until: self._frames(members, until=until), seconds, 1)
 
+    async def pairs(self, seconds: float) -> Load:
+        """As frames, two in flight: the next one is on its way while the last one is computed."""
+        members = list(range(len(self._names)))
+        return await self._run(lambda _, until: self._frames(members, in_flight=2, until=until), seconds, 1)
+
     async def some_frames(self, count: int) -> None:
         """So many frames of all sessions."""
         await self._frames(list(range(len(self._names))), count=count)
@@ -86,24 +93,30 @@ class Sessions:
             self._last[index] = new
             self._count(1, began)
 
-    async def _frames(self, members: list[int], *, until: float = math.inf, count: int = sys.maxsize) -> None:
+    async def _frames(
+        self, members: list[int], *, in_flight: int = 1, until: float = math.inf, count: int = sys.maxsize
+    ) -> None:
         call, rows = self._stub.StreamPredict(), len(members)
         names = [self._names[index] for index in members]
         bind = inference_pb2.Bind(model="lstm", sessions=names, handles=range(rows))
         await call.write(inference_pb2.StreamPredictRequest(bind=bind))
         handles, tensor = np.arange(rows, dtype="<u4").tobytes(), to_tensor(self._input[members])
         last = b"".join(self._last[index] or bytes(16) for index in members)
-        for _ in range(count):
-            if (began := time.perf_counter()) >= until:
+        sent: deque[float] = deque()
+        for number in itertools.count():
+            if more := number < count and time.perf_counter() < until:
+                new = os.urandom(16 * rows)
+                frame = inference_pb2.Frame(handles=handles, ids=new, afters=last, inputs=[tensor])
+                sent.append(time.perf_counter())
+                await call.write(inference_pb2.StreamPredictRequest(frame=frame))
+                last = new
+            if not sent:
                 break
-            new = os.urandom(16 * rows)
-            frame = inference_pb2.Frame(handles=handles, ids=new, afters=last, inputs=[tensor])
-            await call.write(inference_pb2.StreamPredictRequest(frame=frame))
-            answer = await call.read()
-            if answer.frame.errors:
-                raise RuntimeError(str(answer.frame.errors[0]))
-            last = new
-            self._count(rows, began)
+            if len(sent) == in_flight or not more:
+                answer = (await call.read()).frame
+                if answer.errors or answer.HasField("status"):
+                    raise RuntimeError(str(answer.errors[:1] or answer.status))
+                self._count(rows, sent.popleft())
         for place, index in enumerate(members):
             self._last[index] = last[16 * place : 16 * place + 16]
         await call.done_writing()

@@ -41,7 +41,7 @@ Array = NDArray[Any]
 
 _MAX_FLIGHTS: Final = 2  # batches on their way to the store: one more is run meanwhile, the next ones grow
 _MAX_TRIES: Final = 4
-_QUIET_TURNS, _MOST_TURNS = 16, 256  # turns of the event loop: see Engine._arrive
+_QUIET_TURNS, _MOST_TURNS, _ENOUGH = 16, 256, 32  # turns of the event loop, and operations: see Engine._arrive
 _METRIC_KINDS: Final[dict[Kind, MetricKind]] = {
     Kind.PREDICT: "predict",
     Kind.RESET: "reset",
@@ -176,7 +176,7 @@ class Engine:
         """
         quiet = 0
         for _ in range(_MOST_TURNS):
-            if self._busy < 2 or quiet == _QUIET_TURNS or self._scheduler.queued >= self.model.max_batch:  # noqa: PLR2004
+            if self._busy < 2 or quiet == _QUIET_TURNS or self._scheduler.queued >= _ENOUGH:  # noqa: PLR2004
                 break
             before = self._sequence
             await asyncio.sleep(0)
