@@ -1,0 +1,154 @@
+"""The runner keeps each session's states as its own, whatever their dtypes, shapes and batch axes."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from recurra import models
+from recurra.models import Signature, StateSpec
+from recurra.server.engine.runner import SlabRunner
+from tests.service import zoo
+
+SLOTS = 6
+DTYPES = [np.dtype(name) for name in ("<f4", "<f8", "<f2", "<i8", "<i4", "|i1", "|u1", "|b1")]
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> tuple[StateSpec, ...]:
+    made = []
+    for at in range(draw(st.integers(1, 4))):
+        dtype = draw(st.sampled_from(DTYPES))
+        shape = draw(hnp.array_shapes(min_dims=0, max_dims=3, max_side=3))
+        axis = draw(st.integers(0, len(shape)))
+        fresh = draw(hnp.arrays(dtype, shape, elements=hnp.from_dtype(dtype, allow_nan=False)))
+        made.append(StateSpec(f"s{at}", "layer", dtype, shape, axis, fresh))
+    return tuple(made)
+
+
+def of_rows(spec: StateSpec, rows: np.ndarray) -> np.ndarray:
+    """(N, *shape) in the graph's layout."""
+    return np.moveaxis(rows, 0, spec.batch_axis)
+
+
+def rows_of(spec: StateSpec, state: np.ndarray) -> np.ndarray:
+    return np.moveaxis(state, spec.batch_axis, 0)
+
+
+def drawn(states: tuple[StateSpec, ...], count: int, seed: int) -> list[np.ndarray]:
+    """Any bytes at all: states go through unchanged to the last bit, NaNs too. Booleans are 0 or 1."""
+    rng, made = np.random.default_rng(seed), []
+    for spec in states:
+        raw = rng.integers(0, 2 if spec.dtype.kind == "b" else 256, (count, spec.nbytes), np.uint8)
+        made.append(of_rows(spec, raw.view(spec.dtype).reshape(count, *spec.shape)))
+    return made
+
+
+def runner(states: tuple[StateSpec, ...]) -> SlabRunner:
+    return SlabRunner(Signature((), (), states), program=None, device=None, slots=SLOTS)
+
+
+def same(states: tuple[StateSpec, ...], found: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    for spec, one, other in zip(states, found, expected, strict=True):
+        assert (one.dtype, one.shape) == (spec.dtype, other.shape)
+        assert one.tobytes() == other.tobytes()
+
+
+@settings(deadline=None, max_examples=60)
+@given(specs(), st.integers(1, 5), st.integers(0, 2**32))
+def test_states_come_back_from_bytes_as_they_were(states, count, seed):
+    made, given_ = runner(states), drawn(states, count, seed)
+    rows = made.to_bytes(given_)
+    assert (rows.shape, rows.dtype) == ((count, sum(spec.nbytes for spec in states)), np.uint8)
+    same(states, made.from_bytes(rows), given_)
+    # A session's bytes are its own: they do not depend on who else is in the batch.
+    alone = [state.take([count - 1], spec.batch_axis) for spec, state in zip(states, given_, strict=True)]
+    assert made.to_bytes(alone)[0].tobytes() == rows[count - 1].tobytes()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    specs(),
+    st.lists(st.lists(st.integers(1, SLOTS - 1), min_size=1, max_size=SLOTS, unique=True), max_size=6),
+    st.lists(st.integers(0, SLOTS - 1), min_size=1, max_size=8),
+)
+def test_slots_hold_what_was_put_there_last(states, puts, asked):
+    made = runner(states)
+    oracle = {slot: [spec.fresh.tobytes() for spec in states] if not slot else None for slot in range(SLOTS)}
+    for seed, slots in enumerate(puts):
+        given_ = drawn(states, len(slots), seed)
+        made.scatter(np.array(slots), given_)
+        for row, slot in enumerate(slots):
+            oracle[slot] = [rows_of(spec, s)[row].tobytes() for spec, s in zip(states, given_, strict=True)]
+    found = made.gather(np.array(asked))
+    for row, slot in enumerate(asked):
+        if oracle[slot] is not None:
+            got = [rows_of(spec, state)[row].tobytes() for spec, state in zip(states, found, strict=True)]
+            assert got == oracle[slot], slot
+
+
+@settings(deadline=None, max_examples=20)
+@given(specs())
+def test_what_was_gathered_is_a_copy(states):
+    made = runner(states)
+    slots = np.arange(SLOTS)
+    before = made.to_bytes(made.gather(slots)).tobytes()
+    for state in made.gather(slots):
+        state[...] = 1
+    assert made.to_bytes(made.gather(slots)).tobytes() == before
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "picky"])
+async def test_sessions_run_together_give_what_each_gives_alone(repository, name):
+    model, oracle = models.load(repository / name, provider="cpu"), zoo.MODELS[name]
+    chunks = [np.stack([oracle.draw(10 * part + row, 3) for row in range(4)]) for part in range(3)]
+    slots = np.array([5, 2, 9, 1])
+    with ThreadPoolExecutor(1) as device:
+        made = SlabRunner(model.signature, model.program, device, slots=10)
+        made.scatter(slots, made.gather(np.zeros(4, np.intp)))
+        for part, chunk in enumerate(chunks):
+            order = np.random.default_rng(part).permutation(4)
+            step = await made.run([chunk[order]], made.gather(slots[order]))
+            made.scatter(slots[order], step.states)
+            for place, row in enumerate(order):
+                whole = oracle.whole(*(before[row] for before in chunks[: part + 1]))
+                np.testing.assert_allclose(step.outputs[0][place], whole[-3:], **zoo.CLOSE)
+        for slot, row in zip(slots, range(4), strict=True):
+            after = oracle.after(*(chunk[row] for chunk in chunks))
+            for spec, state, expected in zip(model.signature.states, made.gather([slot]), after, strict=True):
+                np.testing.assert_allclose(rows_of(spec, state)[0].ravel(), expected.ravel(), **zoo.CLOSE)
+
+
+async def test_what_the_model_raises_comes_through_and_changes_nothing(repository):
+    model = models.load(repository / "picky", provider="cpu")
+    with ThreadPoolExecutor(1) as device:
+        made = SlabRunner(model.signature, model.program, device, slots=4)
+        slots = np.arange(4)
+        before = made.to_bytes(made.gather(slots)).tobytes()
+        bad = np.zeros((4, 1, 2), np.float32)
+        bad[2, 0, 0] = 2000
+        with pytest.raises(Exception, match="Gather"):
+            await made.run([bad], made.gather(slots))
+        assert made.to_bytes(made.gather(slots)).tobytes() == before
+
+
+async def test_runs_take_turns_on_the_devices_one_thread():
+    inside, order = 0, []
+
+    def run(inputs, states):
+        nonlocal inside
+        inside += 1
+        assert inside == 1
+        order.append(inputs)
+        inside -= 1
+        return [], states
+
+    with ThreadPoolExecutor(1) as device:
+        made = SlabRunner(Signature((), (), ()), SimpleNamespace(run=run), device, slots=1)
+        await asyncio.gather(*(made.run(at, []) for at in range(50)))
+    assert order == list(range(50))
