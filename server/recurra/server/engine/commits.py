@@ -122,24 +122,31 @@ class Commits:
 
     async def settle(self) -> None:
         """Settle flights as they are answered; runs for the engine's life."""
-        while True:
-            while not self._flights:
-                self._came.clear()
-                await self._came.wait()
-            flight = self._flights[0]
-            try:
-                replies = await flight.answer
-            except RecurraError as error:
-                replies = [error] * len(flight.batch)
-            self._flights.popleft()
-            if replies.count(commit.APPLIED) == len(replies) and self._current(flight).all():
-                at = 0
-                for block, rows in flight.batch.parts:
-                    self._acknowledge(flight, block, rows, slice(at, at + len(rows)))
-                    at += len(rows)
-            else:
-                self._sort_out(flight, replies)
-            self._landed(flight)
+        try:
+            while True:
+                while not self._flights:
+                    self._came.clear()
+                    await self._came.wait()
+                await self._settle_first()
+        finally:
+            for flight in self._flights:  # nobody will ask what became of them
+                flight.answer.cancel()
+
+    async def _settle_first(self) -> None:
+        flight = self._flights[0]
+        try:
+            replies = await flight.answer
+        except RecurraError as error:
+            replies = [error] * len(flight.batch)
+        self._flights.popleft()
+        if replies.count(commit.APPLIED) == len(replies) and self._current(flight).all():
+            at = 0
+            for block, rows in flight.batch.parts:
+                self._acknowledge(flight, block, rows, slice(at, at + len(rows)))
+                at += len(rows)
+        else:
+            self._sort_out(flight, replies)
+        self._landed(flight)
 
     def _fly(self, flight: Flight) -> None:
         self._flights.append(flight)

@@ -93,7 +93,7 @@ class Engine:
         self._sequence = 0
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
-        self._busy = 0  # blocks that are not done
+        self._busy: set[Block] = set()  # those that are not done
         self._draining = False
         self._long: asyncio.Task[None] | None = None  # a long chunk on its way, in pieces
 
@@ -116,7 +116,7 @@ class Engine:
             )
         self._sequence += 1
         block.sequence, block.arrival = self._sequence, self._clock.monotonic()
-        self._busy += 1
+        self._busy.add(block)
         self._idle.clear()
         self.slots.pin(block.slots)
         self._scheduler.add(block)
@@ -135,16 +135,18 @@ class Engine:
             await self._idle.wait()
 
     async def run(self) -> None:
-        """Serve until cancelled; then everything unanswered is refused."""
+        """Serve until cancelled; then everything unanswered is refused, and what else comes."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._commits.settle(), name=f"commits of {self.model.name}")
                 while True:
                     await self._turn(tasks)
         finally:
-            everything = np.arange(len(self.slots.status))
-            for part in self._scheduler.take(everything):
-                self._refuse(part, Draining("this replica was stopped: retry, another one serves"))
+            self._draining = True
+            self._scheduler.take(np.arange(len(self.slots.status)))
+            for block in list(self._busy):  # queued, run, or in flight: a retry tells whether it was applied
+                error = Draining("this replica was stopped: retry, another one serves")
+                self._refuse(Part(block, block.unanswered()), error)
 
     # ---- one turn: load what is cold, run what is ready
 
@@ -176,7 +178,7 @@ class Engine:
         """
         quiet = 0
         for _ in range(_MOST_TURNS):
-            if self._busy < 2 or quiet == _QUIET_TURNS or self._scheduler.queued >= _ENOUGH:  # noqa: PLR2004
+            if len(self._busy) < 2 or quiet == _QUIET_TURNS or self._scheduler.queued >= _ENOUGH:  # noqa: PLR2004
                 break
             before = self._sequence
             await asyncio.sleep(0)
@@ -385,6 +387,7 @@ class Engine:
 
     def _settled(self, block: Block, rows: Rows) -> None:
         self.slots.unpin(block.slots[rows])
-        self._busy -= not block.pending
+        if not block.pending:
+            self._busy.discard(block)
         if not self._busy:
             self._idle.set()

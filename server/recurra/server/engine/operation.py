@@ -83,6 +83,7 @@ class Block:
     outputs: list[Array] = field(default_factory=list)
     states: list[Array] = field(default_factory=list)
     headers: Array | None = None
+    answered: NDArray[np.bool_] | None = None  # by row, if not all at once
     duplicates: set[int] = field(default_factory=set)
     errors: dict[int, RecurraError] = field(default_factory=dict)
 
@@ -111,9 +112,11 @@ class Block:
         else:
             if self.headers is None:
                 self.headers = np.zeros(len(self.slots), headers.dtype)
+                self.answered = np.zeros(len(self.slots), bool)
                 self.outputs = [np.zeros((len(self.slots), *o.shape[1:]), o.dtype) for o in outputs]
                 self.states = [np.zeros((len(self.slots), *s.shape[1:]), s.dtype) for s in states]
-            self.headers[rows] = headers
+            assert self.answered is not None
+            self.headers[rows], self.answered[rows] = headers, True
             for mine, new in zip(self.outputs + self.states, outputs + states, strict=True):
                 mine[rows] = new
         self._settle(len(rows))
@@ -122,6 +125,14 @@ class Block:
         """One row has failed."""
         self.errors[row] = error
         self._settle(1)
+
+    def unanswered(self) -> Rows:
+        """The rows that are neither answered nor refused."""
+        if not self.pending:
+            return np.empty(0, np.intp)
+        open_ = np.ones(len(self.slots), bool) if self.answered is None else ~self.answered
+        open_[list(self.errors)] = False
+        return np.flatnonzero(open_)
 
     def _settle(self, rows: int) -> None:
         self.pending -= rows
