@@ -33,7 +33,7 @@ from recurra.wire.errors import StoreUnavailable
 
 Array = np.ndarray
 
-PATIENCE = 3.0  # seconds that a test waits for what must come
+PATIENCE = 20.0  # seconds that a test waits for what must come
 NOTHING = bytes(16)
 
 
@@ -261,7 +261,6 @@ class Wire:
 
     def __init__(self) -> None:
         self.swallow = False
-        self.connections = 0
         self._writers: list[asyncio.StreamWriter] = []
 
     @asynccontextmanager
@@ -279,10 +278,13 @@ class Wire:
         self._writers.clear()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
         from_store, to_store = await asyncio.open_unix_connection(self._to)
         self._writers += writer, to_store
-        await asyncio.gather(self._pump(reader, to_store), self._pump(from_store, writer, reply=True))
+        try:
+            await asyncio.gather(self._pump(reader, to_store), self._pump(from_store, writer, reply=True))
+        finally:
+            writer.close()
+            to_store.close()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, reply: bool = False) -> None:
         try:
