@@ -113,6 +113,27 @@ async def test_a_chain_on_a_refused_operation_is_refused_to_its_end(a, b):
     assert await b.stands("s") == (other.last_id, 2)
 
 
+async def test_what_is_behind_a_long_chunk_stays_behind_it_when_both_are_decided_anew(a, b):
+    await a.predict("s", x(0)).answer()
+    await a.predict("other", x(0)).answer()
+    await b.predict("s", x(1)).answer()
+    reply, piece = a.store.hold("commit reply"), a.run.hold("run")
+    piece.open()
+    first = a.predict("s", x(2))
+    await reply.here()
+    piece = a.run.hold("run")
+    long, behind = a.predict("s", x(3, 70)), a.predict("s", x(4))
+    await piece.here()
+    reply.open()
+    reads = a.store.passed["read reply"]
+    await until(lambda: turned(lambda: a.store.passed["read reply"] > reads))
+    same((await a.predict("other", x(5)).answer()).y, x(0), x(5))  # the session is read again, and the engine goes on
+    piece.open()
+    same((await first.answer()).y, x(0), x(1), x(2))
+    same((await long.answer()).y, x(0), x(1), x(2), x(3, 70))
+    same((await behind.answer()).y, x(0), x(1), x(2), x(3, 70), x(4))
+
+
 async def test_a_reset_by_another_replica_is_told_to_what_rested_on_the_state_before(a, b):
     base = await a.predict("s", x(0)).answer()
     reset = await b.change(Kind.RESET, "s", whole=True, given={0: np.zeros((1, 2), np.float32)}).answer()
