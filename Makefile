@@ -1,7 +1,8 @@
-# make demo | test | lint | sdk-alone | bench | proto | setup | clean. Everything installs into .venv by itself.
+# make demo | test | parity | lint | sdk-alone | bench | proto | setup | clean. Everything installs into .venv by itself.
 PYTHON ?= python3
 PYTEST ?=
 VENV := .venv
+EXPORT := $(VENV)-export
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROTOS := $(sort $(wildcard proto/recurra/v1/*.proto))
@@ -13,7 +14,7 @@ protoc = $(BIN)/python -m grpc_tools.protoc -I proto -I "$(packages)" $(1) $(PRO
 stubs = $(call protoc,--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 	--python_out="$(1)" --grpc_python_out="$(1)" --mypy_out=quiet:"$(1)" --mypy_grpc_out=quiet:"$(1)")
 
-.PHONY: setup demo test sdk-alone lint lint-python lint-proto proto bench clean
+.PHONY: setup export-setup parity demo test sdk-alone lint lint-python lint-proto proto bench clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -31,6 +32,19 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest $(PYTEST)
+
+# The frameworks have an environment of their own: they take 3 GB.
+export-setup: $(EXPORT)/.ready
+
+$(EXPORT)/.ready: $(READY)
+	@echo "export-setup: installing Keras and PyTorch into $(EXPORT) (some minutes the first time)"
+	@test -x $(EXPORT)/bin/pip || $(PYTHON) -m venv $(EXPORT)
+	@$(EXPORT)/bin/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,export]'
+	@touch $@
+
+# Every layer built in its framework, exported, served, and compared with the framework; writes docs/models.md.
+parity: export-setup
+	$(EXPORT)/bin/python -m tests.parity
 
 # The SDK as its users install it, with the newest protobuf and grpcio that it admits; the tests have protobuf 6.
 sdk-alone: setup
@@ -61,4 +75,4 @@ proto: setup
 	$(call stubs,$(STUBS))
 
 clean:
-	rm -rf $(VENV) $(VENV)-sdk out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-sdk $(EXPORT) out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -20,6 +20,7 @@ from recurra.wire.errors import InvalidArgument, RecurraError
 _BROUGHT: Final = {
     "serve": "serve a folder of models",
     "inspect": "what a .onnx file takes, gives and remembers",
+    "export": "write a model of Keras or PyTorch as a folder to serve",
 }
 _INTERRUPTED: Final = 130  # as shells tell it
 

@@ -1,0 +1,45 @@
+"""`recurra export`: a model of Keras or PyTorch written as a folder that the server serves."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+from typing import Final
+
+from recurra.models.refusal import ModelRefused
+from recurra.models.repository import Model
+
+_FRAMEWORKS: Final = ("keras", "torch")
+
+
+def export(argv: list[str]) -> int:
+    """Writes a model folder; exit status 1, with the reason on stderr, where that cannot be done."""
+    arguments = _parser().parse_args(argv)
+    try:
+        exporter = importlib.import_module(f"recurra.models.export.{arguments.framework}")
+    except ImportError as error:
+        sys.stderr.write(f"`recurra export` needs more packages ({error}): pip install 'recurra[export]'\n")
+        return 1
+    try:
+        model: Model = exporter.from_command(arguments)
+    except ModelRefused as error:
+        sys.stderr.write(f"refused: {error}\n")
+        return 1
+    states = ", ".join(state.name for state in model.signature.states)
+    sys.stdout.write(f"{arguments.out}: version {model.version}, states {states}\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="recurra export", description=__doc__)
+    kinds = parser.add_subparsers(dest="framework", required=True, metavar="keras|torch")
+    keras = kinds.add_parser("keras", help="a .keras or .h5 file")
+    keras.add_argument("model", type=Path, metavar="MODEL.keras|MODEL.h5")
+    torch = kinds.add_parser("torch", help="a PyTorch module")
+    torch.add_argument("model", metavar="MODULE:ATTR", help="an nn.Module, or a function that makes one")
+    for each in (keras, torch):
+        each.add_argument("out", type=Path, metavar="OUT", help="the model folder to write; its name is the model's")
+        each.add_argument("--version", type=int, default=1, help="the version to write (default: %(default)s)")
+    return parser
