@@ -22,6 +22,20 @@ def test_no_far_fetched_reading_of_the_axes_saves_a_mean_over_time(tmp_path: Pat
         load(graphs.write(built, tmp_path), provider="cpu")
 
 
+def test_a_native_layer_on_a_reversed_input_is_flagged(tmp_path: Path):
+    built = graphs.lstm()
+    node = next(each for each in built.graph.node if each.op_type == "LSTM")
+    place = list(built.graph.node).index(node)
+    built.graph.node.insert(place, helper.make_node("ReverseSequence", [node.input[0], "ends"], ["x_back"]))
+    built.graph.node.insert(place, helper.make_node("Expand", ["time", "rows"], ["ends"]))
+    built.graph.node.insert(place, helper.make_node("Shape", [node.input[0]], ["rows"], start=1, end=2))
+    built.graph.node.insert(place, helper.make_node("Shape", [node.input[0]], ["time"], end=1))
+    node.input[0] = "x_back"
+    model = load(graphs.write(built, tmp_path), provider="cpu")
+    assert not model.self_test.chunked
+    assert "against time" in model.self_test.notes[0]
+
+
 def test_rows_that_change_each_other_are_served_one_at_a_time(tmp_path: Path):
     model = load(graphs.write(graphs.coupled_rows(), tmp_path), provider="cpu")
     assert model.self_test.chunked

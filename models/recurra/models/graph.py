@@ -83,9 +83,10 @@ def looks_back(graph: GraphProto) -> bool:
     if any(node.op_type == "Scan" and any(attribute(node, "scan_input_directions", [])) for node in nodes):
         return True
     fixed = constants(graph)
-    return any(node.op_type == "Loop" for node in nodes) and any(
-        node.op_type == "ReverseSequence" or _is_flip(node, fixed) for node in nodes
-    )
+    if any(node.op_type == "Loop" for node in nodes) and any(_is_flip(node, fixed) for node in nodes):
+        return True
+    layers = any(node.op_type == "Loop" or is_recurrent(node) for node in nodes)
+    return layers and any(node.op_type == "ReverseSequence" for node in nodes)
 
 
 def _is_flip(node: NodeProto, fixed: Mapping[str, TensorProto]) -> bool:
