@@ -5,7 +5,7 @@ import loops
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 from test_lift import chunked, fresh
 
 from recurra.models import ModelRefused, load
@@ -71,6 +71,27 @@ def test_the_output_that_masking_holds_is_a_state_too(tmp_path: Path):
     expected, *ends = loops.masked_oracle(weights, x, np.zeros((3, 8)), np.zeros((3, 8)))
     np.testing.assert_allclose(y, expected, atol=1e-6)
     np.testing.assert_allclose(states, ends, atol=1e-6)
+
+
+def test_a_held_output_that_shows_only_in_masked_chunks_is_kept(tmp_path: Path):
+    built, _ = loops.keras(masked=True, last_only=True)
+    model = load(graphs.write(built, tmp_path), provider="cpu")
+    assert len(model.signature.states) == 2
+    x = np.random.default_rng(3).normal(size=(1, 4, 3)).astype(np.float32)
+    (before,), states = model.program.run([x], fresh(model, 1))
+    (after,), _ = model.program.run([np.zeros_like(x)], states)
+    np.testing.assert_array_equal(after, before)
+
+
+def test_what_a_loop_carries_unread_is_no_state(tmp_path: Path):
+    """As the last output of a layer that gives zeros for masked timesteps."""
+    built, _ = loops.keras(masked=True)
+    body = next(node for node in built.graph.node if node.op_type == "Loop").attribute[0].g
+    where = next(node for node in body.node if "held" in node.input)
+    where.input[2] = "nothing"
+    body.initializer.append(numpy_helper.from_array(np.zeros((1, 8), np.float32), "nothing"))
+    model = load(graphs.write(built, tmp_path), provider="cpu")
+    assert len(model.signature.states) == 1
 
 
 @pytest.mark.parametrize("form", ["loop", "scan"])

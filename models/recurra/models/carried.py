@@ -77,6 +77,13 @@ def is_accumulator(body: GraphProto, value: Carried) -> bool:
     return bool(set(taken) & aliases) and readers == [maker]
 
 
+def is_read(body: GraphProto, value: Carried) -> bool:
+    """Whether an iteration depends on it; an exporter may carry the last output for those who ask for it after."""
+    return any(value.before in reads(node) for node in body.node) or any(
+        value.before == output.name for output in body.output
+    )
+
+
 def runs_over_time(graph: GraphProto, loop: NodeProto, sizes: Collection[object]) -> bool:
     """Whether a Loop's iterations may be timesteps: their number is computed, or one of the `sizes` of the inputs."""
     if loop.op_type == "Scan":

@@ -152,9 +152,15 @@ def _prove(session: Session, prepared: Prepared) -> tuple[Layout, SelfTest]:
 
 def _tested(session: Session, prepared: Prepared, layout: Layout) -> SelfTest:
     program, graph = Program(session, layout), prepared.graph
-    signature = layout.signature()
     try:
-        return prove(program, signature, batchable=layout.batchable, looks_back=looks_back(graph), blanks=blanks(graph))
+        return prove(
+            program,
+            layout.signature(),
+            batchable=layout.batchable,
+            looks_back=looks_back(graph),
+            blanks=blanks(graph),
+            sure=[pair.name for pair in prepared.pairs if pair.origin == "lifted"],
+        )
     except ChunksDiffer as error:
         node = culprit(prepared.content, program)
         raise ModelRefused(f"{error}. The first to do so is {node}" if node else str(error)) from error

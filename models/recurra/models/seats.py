@@ -10,7 +10,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto
 
 from recurra.models import initial
-from recurra.models.carried import body_of, carried, is_accumulator, is_invariant, is_loop, runs_over_time
+from recurra.models.carried import body_of, carried, is_accumulator, is_invariant, is_loop, is_read, runs_over_time
 from recurra.models.flow import KINDS
 from recurra.models.graph import ancestors, attribute, data_inputs, dims_of, is_recurrent, label
 from recurra.models.initial import Group, Initial
@@ -130,6 +130,7 @@ class Loops:
         """What the node carries that may be a state: what depends on no data and is more than a list of outputs."""
         node, body = place.node, body_of(place.node)
         values = [each for each in carried(node) if not is_invariant(body, each) and not is_accumulator(body, each)]
+        values = [each for each in values if is_read(body, each)]
         values = [each for each in values if body.input[each.source].type.HasField("tensor_type")]
         if values and not runs_over_time(place.graphs[-1], node, self._sizes):
             self.doubts.append(f"{label(node)} may hold one, but runs equally often whatever the chunk's length")

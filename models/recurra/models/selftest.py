@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -48,7 +48,13 @@ class ChunksDiffer(ModelRefused):
 
 
 def prove(
-    program: Program, signature: Signature, *, batchable: bool, looks_back: bool, blanks: Sequence[float] = ()
+    program: Program,
+    signature: Signature,
+    *,
+    batchable: bool,
+    looks_back: bool,
+    blanks: Sequence[float] = (),
+    sure: Collection[str] = (),
 ) -> SelfTest:
     """Runs the checks.
 
@@ -56,6 +62,7 @@ def prove(
         batchable: the graph takes several sessions a call.
         looks_back: it has a layer that runs against time, which explains that chunks differ.
         blanks: values of an input that may mark a timestep as masked.
+        sure: states that the graph itself carries: what they change may show seldom, as an output held while masked.
 
     Raises:
         ModelRefused: chunks differ for no such reason, or a state is never read.
@@ -68,7 +75,7 @@ def prove(
             test = trial.batch(test)
         else:
             test = replace(test, batched=False, notes=(*test.notes, "it takes one session a run"))
-        trial.influence()
+        trial.influence(sure)
     except ERRORS as error:
         raise ModelRefused(
             f"it fails on some sizes of chunks: {' '.join(str(error).split())[:400]}; if it takes only chunks of "
@@ -141,10 +148,10 @@ class _Trial:
         notes = test.notes if good else (*test.notes, note)
         return replace(test, batched=good, batched_error=worst, notes=notes)
 
-    def influence(self) -> None:
-        """Every state, disturbed, changes an output, at once or later."""
+    def influence(self, sure: Collection[str]) -> None:
+        """Every state that is not sure, disturbed, changes an output, at once or later."""
         inputs, states = self._warm(1)
-        unread = list(range(len(states)))
+        unread = [index for index, spec in enumerate(self._signature.states) if spec.name not in sure]
         for each in (inputs, *(self._samples.blanked(inputs, blank, first=0) for blank in self._blanks)):
             unread = self._unread(each, states, unread)
         if unread:
