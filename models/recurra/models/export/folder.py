@@ -5,28 +5,37 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
+import numpy as np
 from onnx import ModelProto
 
 from recurra.models.config import StateConfig
 from recurra.models.refusal import ModelRefused
 from recurra.models.repository import FILE, SETTINGS, Model, is_name, load
-from recurra.models.signature import StateSpec, TensorSpec
+from recurra.models.signature import Array, StateSpec, TensorSpec
 
 _README: Final = "README.md"
 
 
 def write(
-    model: ModelProto, folder: Path, *, states: Sequence[StateConfig] = (), version: int = 1, source: str = ""
+    model: ModelProto,
+    folder: Path,
+    *,
+    states: Sequence[StateConfig] = (),
+    files: Mapping[str, Array] = MappingProxyType({}),
+    version: int = 1,
+    source: str = "",
 ) -> Model:
     """Writes `folder` and answers the model as the server will load it. What cannot be served is not written.
 
     Args:
         folder: its name is the model's.
         states: pairs that the graph does not tell by itself.
+        files: fresh states by the names of the .npy files that `states` give.
         source: what it was exported from, for the README.
 
     Raises:
@@ -44,6 +53,8 @@ def write(
         (draft / str(version)).mkdir(parents=True)
         (draft / str(version) / FILE).write_bytes(model.SerializeToString())
         (draft / SETTINGS).write_text(_settings(states), "utf-8")
+        for name, array in files.items():
+            np.save(draft / name, array)
         loaded = load(draft, provider="cpu")
         (draft / _README).write_text(_readme(loaded, source), "utf-8")
         shutil.copytree(draft, folder, dirs_exist_ok=True)
