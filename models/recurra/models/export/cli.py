@@ -37,6 +37,14 @@ def _parser() -> argparse.ArgumentParser:
     kinds = parser.add_subparsers(dest="framework", required=True, metavar="keras|torch")
     keras = kinds.add_parser("keras", help="a .keras or .h5 file")
     keras.add_argument("model", type=Path, metavar="MODEL.keras|MODEL.h5")
+    keras.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module that registers custom layers",
+    )
     torch = kinds.add_parser("torch", help="a PyTorch module")
     torch.add_argument("model", metavar="MODULE:ATTR", help="an nn.Module, or a function that makes one")
     for each in (keras, torch):

@@ -1,0 +1,139 @@
+"""A Keras model written as a folder that the server serves: `recurra export keras`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from recurra.models.carried import is_loop
+from recurra.models.config import StateConfig
+from recurra.models.export import folder as folders
+from recurra.models.export.backend import Layer, keras
+from recurra.models.export.keras_file import load
+from recurra.models.export.one_step import given_states, of_cell
+from recurra.models.export.states import State, is_cell
+from recurra.models.export.traced import Wired, input_name, trace
+from recurra.models.graph import is_recurrent, walk
+from recurra.models.refusal import ModelRefused
+from recurra.models.repository import Model
+
+
+def export(
+    model: Layer | Path | str,
+    folder: Path,
+    *,
+    version: int = 1,
+    input_shape: Sequence[int | None] = (),
+    source: str = "",
+) -> Model:
+    """Writes `folder` and answers the model as the server will load it.
+
+    Args:
+        model: a keras.Model, a layer, a cell (one timestep a call), or the path of a .keras or .h5 file.
+        folder: its name is the model's.
+        input_shape: without the batch, of a layer, a cell, or a model that does not tell it: (None, 3).
+        source: what it was exported from, for the README.
+
+    Raises:
+        ModelRefused: the file is none of Keras, the model cannot be a graph, or the server would refuse it.
+
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise ModelRefused(
+            f"Keras runs on {keras.backend.backend()} here, and only TensorFlow makes ONNX of it: save the model as "
+            ".keras, and export the file with `recurra export keras`, or set KERAS_BACKEND=tensorflow first"
+        )
+    if isinstance(model, str | Path):
+        source = source or f"the Keras file {Path(model).name}"
+        model = load(Path(model))
+    if not isinstance(model, keras.layers.Layer):
+        raise ModelRefused(f"{type(model).__name__} is no model or layer of Keras 3; save it as .h5, and give its path")
+    model = _with_inputs(model, input_shape)
+    fixed = any(each.shape[1:2] not in ((), (None,)) for each in model.inputs)
+    try:
+        return _written(model, folder, free_time=True, version=version, source=source)
+    except ModelRefused:
+        if not fixed:
+            raise
+    return _written(model, folder, free_time=False, version=version, source=source)
+
+
+def from_command(arguments: argparse.Namespace) -> Model:
+    """What `recurra export keras` does."""
+    for name in arguments.imports:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ModelRefused(f"--import {name}: {error}; is it on PYTHONPATH?") from error
+    return export(arguments.model, arguments.out, version=arguments.version)
+
+
+def _with_inputs(model: Layer, input_shape: Sequence[int | None]) -> Layer:
+    """A model whose inputs are known."""
+    if isinstance(model, keras.Model) and getattr(model, "inputs", None):
+        return model
+    if not input_shape:
+        raise ModelRefused(f"'{model.name}' does not tell the shape of its inputs: give input_shape, such as (None, 3)")
+    if is_cell(model):
+        return of_cell(model, input_shape)
+    inputs = keras.Input(tuple(input_shape), name="input")
+    return keras.Model(inputs, model(inputs), name=model.name)
+
+
+def _written(model: Layer, folder: Path, *, free_time: bool, version: int, source: str) -> Model:
+    given = given_states(model)
+    outputs = _output_names(model, {index: f"{state.name}/next" for index, (_, state) in given.items()})
+    wired = [Wired(state, name, outputs[index]) for index, (name, state) in given.items()]
+    try:
+        proto, wired = trace(model, outputs, wired, free_time=free_time)
+    except ModelRefused:
+        raise
+    except Exception as error:  # of Keras, TensorFlow or the model's own layers
+        reason = " ".join(str(error).split())[:400]
+        raise ModelRefused(f"'{model.name}' cannot be made a graph: {type(error).__name__}: {reason}") from error
+    if not wired and not any(is_recurrent(node) or is_loop(node) for node in walk(proto.graph)):
+        raise ModelRefused(
+            f"'{model.name}' has no recurrent layer, cell or loop that keeps a state; any server for ONNX serves it"
+        )
+    return folders.write(
+        proto,
+        folder,
+        states=[_config(each) for each in wired],
+        files={_file(each.state): each.state.fresh for each in wired if _number(each.state) is None},
+        version=version,
+        source=source or f"the Keras model {model.name}",
+    )
+
+
+def _output_names(model: Layer, known: dict[int, str]) -> list[str]:
+    """The names of the layers that give them, made different where they are not."""
+    taken = {input_name(tensor) for tensor in model.inputs}
+    found = []
+    for index, tensor in enumerate(model.outputs):
+        stem = known.get(index) or tensor._keras_history.operation.name  # noqa: SLF001
+        name, number = stem, 0
+        while name in taken:
+            number += 1
+            name = f"{stem}_{number}"
+        taken.add(name)
+        found.append(name)
+    return found
+
+
+def _config(wired: Wired) -> StateConfig:
+    state, number = wired.state, _number(wired.state)
+    fresh = _file(state) if number is None else number
+    return StateConfig(state.name, wired.input, wired.output, state.layer, 0, fresh)
+
+
+def _number(state: State) -> float | None:
+    """What fills the fresh state, if it is one number."""
+    first = float(state.fresh.reshape(-1)[0])
+    return first if (state.fresh == first).all() else None
+
+
+def _file(state: State) -> str:
+    return f"{re.sub('[^A-Za-z0-9._-]', '_', state.name)}.npy"

@@ -1,0 +1,147 @@
+"""A Keras model traced to an ONNX graph, with its states as inputs and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from onnx import GraphProto, ModelProto
+
+from recurra.models.carried import is_loop
+from recurra.models.export.backend import Layer, Tensor, keras, quiet, tf, tf2onnx
+from recurra.models.export.recurrent import Stateless
+from recurra.models.export.states import State
+from recurra.models.names import all_names, rename, unused
+from recurra.models.seats import Loops
+
+_OPSET: Final = 17
+_TIMESTEPS: Final = 3  # of the rehearsal, where any number will do
+
+
+@dataclass(frozen=True)
+class Wired:
+    """A state, and the graph's input and output that are it."""
+
+    state: State
+    input: str
+    output: str
+
+
+@dataclass(frozen=True)
+class _Port:
+    """An input, None for sizes that are free."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+def trace(
+    model: Layer, outputs: Sequence[str], given: Sequence[Wired] = (), *, free_time: bool
+) -> tuple[ModelProto, list[Wired]]:
+    """The graph of a Keras model whose inputs are known, the batch free in it, and all its states.
+
+    Args:
+        outputs: a name for each of the model's outputs.
+        given: states that are inputs and outputs of the model already.
+        free_time: frees the time axis where the model has it fixed, too.
+
+    """
+    ports = [
+        _Port(input_name(each), (None, *each.shape[1:]), keras.backend.standardize_dtype(each.dtype))
+        for each in model.inputs
+    ]
+    stateless = Stateless(model)
+    stateless.rehearse(_packed(model, [tf.zeros(_rehearsed(port), port.dtype) for port in ports]))
+    if free_time:
+        ports = [_freed(port) if port.shape[1:2] and port.shape[1] in stateless.timesteps else port for port in ports]
+    proto = _converted(model, stateless, ports)
+    kept = [Wired(state, state.name, f"{state.name}/next") for state in stateless.states]
+    inputs = {f"input_{index}": port.name for index, port in enumerate(ports)}
+    inputs |= {f"state_{index}": each.input for index, each in enumerate(kept)}
+    results = (*outputs, *(each.output for each in kept))
+    _rename(proto.graph, inputs, {f"result_{index}": name for index, name in enumerate(results)})
+    wired = [*given, *kept]
+    _hold(proto, wired)
+    return proto, wired
+
+
+def input_name(tensor: Tensor) -> str:
+    """The name of the layer that an input of a model is."""
+    return str(tensor._keras_history.operation.name)  # noqa: SLF001
+
+
+def _rehearsed(port: _Port) -> list[int]:
+    return [1, *(_TIMESTEPS if size is None else size for size in port.shape[1:])]
+
+
+def _freed(port: _Port) -> _Port:
+    return replace(port, shape=(None, None, *port.shape[2:]))
+
+
+def _packed(model: Layer, tensors: Sequence[Tensor]) -> Tensor:
+    """The model's own nest of its inputs."""
+    if isinstance(model, keras.Sequential):
+        return tensors[0]
+    return keras.tree.pack_sequence_as(model.input, list(tensors))
+
+
+def _converted(model: Layer, stateless: Stateless, ports: Sequence[_Port]) -> ModelProto:
+    specs = [tf.TensorSpec(port.shape, port.dtype, f"input_{index}") for index, port in enumerate(ports)]
+    for index, state in enumerate(stateless.states):
+        specs.append(tf.TensorSpec((None, *state.fresh.shape), state.fresh.dtype, f"state_{index}"))
+
+    def call(*tensors: Tensor) -> dict[str, Tensor]:
+        outputs, states = stateless(_packed(model, tensors[: len(ports)]), tensors[len(ports) :])
+        return {f"result_{index}": tf.identity(value) for index, value in enumerate((*outputs, *states))}
+
+    function = tf.function(call, input_signature=specs, autograph=False)
+    with quiet(), _inlined(), tf.device("/CPU:0"):
+        proto: ModelProto
+        proto, _ = tf2onnx.convert.from_function(function, input_signature=specs, opset=_OPSET)
+    return proto
+
+
+@contextmanager
+def _inlined() -> Iterator[None]:
+    """Functions in the traced one become part of it; Keras compiles some convolutions, which ONNX could not call."""
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
+
+
+def _rename(graph: GraphProto, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
+    """Gives inputs and outputs their names and their order, and the free sizes theirs."""
+    names = {**inputs, **outputs}
+    clashes = all_names(graph) & set(names.values())
+    rename(graph, {name: f"{name}/inside" for name in clashes})
+    rename(graph, names)
+    for values, order in ((graph.input, list(inputs.values())), (graph.output, list(outputs.values()))):
+        values.sort(key=lambda value: order.index(value.name))
+        for value in values:
+            for name, dim in zip(("batch", "time"), value.type.tensor_type.shape.dim, strict=False):
+                if not dim.HasField("dim_value"):
+                    dim.dim_param = name
+
+
+def _hold(proto: ModelProto, wired: Sequence[Wired]) -> None:
+    """Loops of masked layers start the output that they hold while masked from the state that it is, if it is one.
+
+    Otherwise it is found when the model is loaded, as a state of the layer that the Loop is named after.
+    """
+    states = {each.input: each.state for each in wired}
+    kept = Loops(proto, set(states)).find()
+    for node in filter(is_loop, proto.graph.node):
+        own = [name for name in node.input if name in states]
+        held = [each for each in kept if each.seat.node is node]
+        shown = [name for name in own if states[name].shown]
+        if len(held) == len(shown) == 1 and np.shape(held[0].fresh) == states[shown[0]].fresh.shape:
+            node.input[held[0].seat.source] = shown[0]
+        elif held and own:
+            node.name = unused(states[own[0]].layer, {each.name for each in proto.graph.node})
