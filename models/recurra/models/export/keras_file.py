@@ -36,7 +36,10 @@ def _loaded(path: Path, name: str) -> Layer:
         with keras.saving.custom_object_scope(legacy.OBJECTS):
             return keras.saving.load_model(path, compile=False)
     except Exception as error:  # Keras raises many kinds, and those of the custom layers
-        reason = " ".join(str(error).split())[:400]
+        first: BaseException = error
+        while first.__context__:  # the outer ones repeat the whole configuration
+            first = first.__context__
+        reason = " ".join(str(first).split())[:300]
         raise ModelRefused(
             f"Keras does not load {name}: {reason}. Custom layers and cells must be registered by a module that is "
             "imported first (@keras.saving.register_keras_serializable() on the class, `--import MODULE` on the "

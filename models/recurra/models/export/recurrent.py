@@ -17,12 +17,14 @@ class Stateless:
     Attributes:
         states: in the order in which the layers run; known after a rehearsal.
         timesteps: what the layers saw as such in the rehearsal.
+        started: layers that were given their first states by their caller.
 
     """
 
     def __init__(self, model: Layer) -> None:
         self.states: list[State] = []
         self.timesteps: set[int] = set()
+        self.started: set[str] = set()
         self._model = model
         self._given: Iterator[Tensor] | None = None
         self._finals: list[Tensor] = []
@@ -68,6 +70,8 @@ class Stateless:
             if open_calls:
                 open_calls.clear()
                 self._finals += keras.tree.flatten(results[2])
+            else:
+                self.started.add(owner)
             return results
 
         changes = {"get_initial_state": get_initial_state, "inner_loop": inner_loop, "stateful": False, "unroll": False}

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
-import numpy as np
 from onnx import GraphProto, ModelProto
 
 from recurra.models.carried import is_loop
@@ -15,7 +14,9 @@ from recurra.models.export.backend import Layer, Tensor, keras, quiet, tf, tf2on
 from recurra.models.export.recurrent import Stateless
 from recurra.models.export.states import State
 from recurra.models.names import all_names, rename, unused
+from recurra.models.refusal import ModelRefused
 from recurra.models.seats import Loops
+from recurra.models.signature import Array
 
 _OPSET: Final = 17
 _TIMESTEPS: Final = 3  # of the rehearsal, where any number will do
@@ -56,6 +57,11 @@ def trace(
     ]
     stateless = Stateless(model)
     stateless.rehearse(_packed(model, [tf.zeros(_rehearsed(port), port.dtype) for port in ports]))
+    for layer in stateless.started - {each.state.layer for each in given}:
+        raise ModelRefused(
+            f"'{layer}' starts from states that its caller gives, at every call anew; let it start by itself, or make "
+            "these states inputs of the model, and the layer's next ones (return_state=True) outputs"
+        )
     if free_time:
         ports = [_freed(port) if port.shape[1:2] and port.shape[1] in stateless.timesteps else port for port in ports]
     proto = _converted(model, stateless, ports)
@@ -139,9 +145,13 @@ def _hold(proto: ModelProto, wired: Sequence[Wired]) -> None:
     kept = Loops(proto, set(states)).find()
     for node in filter(is_loop, proto.graph.node):
         own = [name for name in node.input if name in states]
-        held = [each for each in kept if each.seat.node is node]
         shown = [name for name in own if states[name].shown]
-        if len(held) == len(shown) == 1 and np.shape(held[0].fresh) == states[shown[0]].fresh.shape:
+        held = [each for each in kept if each.seat.node is node]
+        if len(held) == len(shown) == 1 and _shape(held[0].fresh) == states[shown[0]].fresh.shape:
             node.input[held[0].seat.source] = shown[0]
         elif held and own:
             node.name = unused(states[own[0]].layer, {each.name for each in proto.graph.node})
+
+
+def _shape(fresh: Array | None) -> tuple[int, ...] | None:
+    return None if fresh is None else fresh.shape

@@ -1,0 +1,251 @@
+# ruff: noqa: E402 - nothing below can be imported without the frameworks
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+for framework in ("keras", "tensorflow", "tf2onnx", "tf_keras"):
+    pytest.importorskip(framework, reason="the frameworks are in the environment of `make export-setup`")
+
+import h5py
+import tf_keras
+from tf_keras.src.saving.legacy.hdf5_format import _convert_rnn_weights
+
+from recurra.models import ModelRefused, load
+from recurra.models.export.backend import keras
+from recurra.models.export.cli import export as command
+from recurra.models.export.keras import export
+from recurra.models.repository import Model
+from tests.parity import keras_2
+from tests.parity.case import Array
+from tests.parity.keras_models import LeakyCell, randomised
+
+layers = keras.layers
+
+# Keras 3.15 turns TensorFlow's tensors into arrays in the old way.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _names_from_the_start() -> None:
+    keras.backend.clear_session()
+
+
+def behind(*stack: Any, shape: tuple[int | None, ...] = (None, 3), **options: Any) -> Any:
+    return randomised(keras.Sequential([keras.Input(shape, name="x", **options), *stack]), "weights")
+
+
+def lstm() -> Any:
+    return behind(layers.LSTM(4, return_sequences=True, name="memory"))
+
+
+def answer(model: Model, x: Array) -> Array:
+    states = [np.stack([spec.fresh] * len(x), axis=spec.batch_axis) for spec in model.signature.states]
+    return model.program.run([x], states)[0][0]
+
+
+def x(timesteps: int = 5) -> Array:
+    return np.random.default_rng(4).normal(size=(2, timesteps, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5"])
+def test_a_file_is_exported_by_the_command(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]):
+    model = lstm()
+    model.save(tmp_path / name)
+    assert command(["keras", str(tmp_path / name), str(tmp_path / "out")]) == 0
+    assert "states memory/h, memory/c" in capsys.readouterr().out
+    served = load(tmp_path / "out", provider="cpu")
+    assert [state.layer for state in served.signature.states] == ["memory", "memory"]
+    assert [spec.name for spec in (*served.signature.inputs, *served.signature.outputs)] == ["x", "memory"]
+    np.testing.assert_allclose(answer(served, x()), model(x()), atol=1e-6)
+
+
+def test_the_model_is_left_as_it_was(tmp_path: Path):
+    model = behind(layers.GRU(4, stateful=True, unroll=True), shape=(5, 3), batch_size=2)
+    before = model.predict(x(), verbose=0)
+    kept = dict(vars(model.layers[0]))
+    export(model, tmp_path / "out")
+    assert vars(model.layers[0]) == kept
+    model.layers[0].reset_state()
+    np.testing.assert_array_equal(model.predict(x(), verbose=0), before)
+
+
+def test_a_fixed_time_axis_is_freed_where_the_model_can_do_without(tmp_path: Path):
+    sequence = keras.Input((5, 3))
+    memory = layers.LSTM(4, return_sequences=True)(sequence)
+    free = export(keras.Model(sequence, layers.Dense(2)(memory)), tmp_path / "free")
+    assert free.signature.chunk_sizes == ()
+    fixed = export(keras.Model(sequence, layers.Dense(2)(layers.Flatten()(memory))), tmp_path / "fixed")
+    assert fixed.signature.chunk_sizes == (5,)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Counting(layers.Layer):
+    """A cell whose fresh state is no zero: it shows how many timesteps are left."""
+
+    state_size = output_size = 2
+
+    def build(self, shape: Any) -> None:
+        self.speed = self.add_weight(shape=(shape[-1], 2), name="speed")
+
+    def call(self, inputs: Any, states: Any) -> Any:
+        left = states[0] - keras.ops.abs(inputs @ self.speed)
+        return left, [left]
+
+    def get_initial_state(self, batch_size: Any = None) -> Any:
+        return [keras.ops.broadcast_to(keras.ops.array([[7.0, 9.0]]), (batch_size, 2))]
+
+
+def test_a_fresh_state_that_is_not_zero_goes_along(tmp_path: Path):
+    model = behind(layers.RNN(Counting(), return_sequences=True, name="left"))
+    served = export(model, tmp_path / "out")
+    np.testing.assert_array_equal(served.signature.states[0].fresh, [7, 9])
+    assert (tmp_path / "out" / "left_state_1.npy").exists()
+    np.testing.assert_allclose(answer(load(tmp_path / "out", provider="cpu"), x()), model(x()), atol=1e-6)
+
+
+def test_a_layer_that_is_called_twice_has_a_state_for_each_call(tmp_path: Path):
+    shared, inputs = layers.LSTM(3, return_sequences=True, name="shared"), keras.Input((None, 3))
+    model = randomised(keras.Model(inputs, shared(shared(inputs))), "shared")
+    served = export(model, tmp_path / "out")
+    names = [state.name for state in served.signature.states]
+    assert names == ["shared/h", "shared/c", "shared/call_2/h", "shared/call_2/c"]
+    assert served.self_test.chunked
+    np.testing.assert_allclose(answer(served, x()), model(x()), atol=1e-6)
+
+
+def test_layers_of_one_name_are_told_apart_by_their_models(tmp_path: Path):
+    inner = keras.Sequential([keras.Input((None, 3)), layers.GRU(3, return_sequences=True, name="a")], name="inner")
+    model = behind(inner, layers.GRU(3, return_sequences=True, name="a"))
+    assert [state.layer for state in export(model, tmp_path / "out").signature.states] == ["inner/a", "a"]
+
+
+def test_an_embedding_tells_what_its_input_may_hold(tmp_path: Path):
+    model = behind(layers.Embedding(7, 3), layers.GRU(4), shape=(None,), dtype="int32")
+    assert export(model, tmp_path / "out").signature.inputs[0].bounds == (0, 6)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_cudnn_layers_of_keras_2_are_read_as_keras_2_reads_them(tmp_path: Path, kind: str):
+    """Keras 2's own conversion makes the weights of the file."""
+    model = behind(getattr(layers, kind)(4, return_sequences=True, name="old"))
+    path = keras_2.save(model, tmp_path / "old.h5", keras_2.to_cudnn)
+    weights = _convert_rnn_weights(type(f"CuDNN{kind}", (), {})(), model.get_weights())
+    with h5py.File(path, "r+") as file:
+        places: dict[str, str] = {}
+        file["model_weights/old"].visit(lambda place: places.update({place.rpartition("/")[2]: place}))
+        for name, value in zip(("kernel", "recurrent_kernel", "bias"), weights, strict=True):
+            place = f"model_weights/old/{places[name]}"
+            del file[place]
+            file[place] = value
+    np.testing.assert_allclose(answer(export(path, tmp_path / "out"), x()), model(x()), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file:UserWarning")
+@pytest.mark.parametrize("name", ["old.h5", "old.keras"])
+def test_a_hard_sigmoid_of_keras_2_is_not_that_of_keras_3(tmp_path: Path, name: str):
+    old = tf_keras.Sequential([tf_keras.Input((None, 3)), tf_keras.layers.LSTM(4, recurrent_activation="hard_sigmoid")])
+    old.set_weights(lstm().get_weights())
+    old.save(tmp_path / name)
+    np.testing.assert_allclose(answer(export(tmp_path / name, tmp_path / "out"), x()), old(x()), atol=1e-6)
+
+
+def test_a_gru_of_the_first_keras_2_resets_before(tmp_path: Path):
+    """Its file does not say so: nobody could choose."""
+    model = behind(layers.GRU(4, use_bias=False, reset_after=False))
+
+    def forget(layer: dict[str, Any]) -> None:
+        layer["config"].pop("reset_after", None)
+
+    path = keras_2.save(model, tmp_path / "old.h5", forget)
+    np.testing.assert_allclose(answer(export(path, tmp_path / "out"), x()), model(x()), atol=1e-6)
+
+
+def test_a_module_that_registers_a_cell_is_imported_first_and_nothing_else_is_said(tmp_path: Path):
+    behind(layers.RNN(LeakyCell(4), name="leaky")).save(tmp_path / "leaky.keras")
+    code = "import sys; from recurra.models.export.cli import export; sys.exit(export(sys.argv[1:]))"
+    arguments = ["keras", str(tmp_path / "leaky.keras"), str(tmp_path / "out"), "--import", "tests.parity.keras_models"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{tmp_path / 'out'}: version 1, states leaky/state_1\n"
+
+
+def test_another_backend_is_refused_with_what_to_do(tmp_path: Path):
+    code = "import keras; from recurra.models.export.keras import export; export(keras.layers.LSTM(2), 'out')"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=os.environ | {"KERAS_BACKEND": "torch"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "Keras runs on torch here, and only TensorFlow makes ONNX of it: save the model as .keras" in done.stderr
+
+
+def test_a_version_that_exists_is_left_alone(tmp_path: Path):
+    export(lstm(), tmp_path / "out")
+    with pytest.raises(ModelRefused, match="exists; give another folder, or another version"):
+        export(lstm(), tmp_path / "out")
+    assert export(lstm(), tmp_path / "out", version=2).version == "2"
+
+
+class Unregistered(layers.Layer):
+    state_size = 2
+
+    def call(self, inputs: Any, states: Any) -> Any:
+        return states[0] + inputs[:, :2], [states[0] + inputs[:, :2]]
+
+
+def test_a_custom_cell_that_is_not_registered_is_refused_with_what_to_do(tmp_path: Path):
+    behind(layers.RNN(Unregistered())).save(tmp_path / "model.keras")
+    Unregistered.__module__ = "somewhere"  # as if another program had saved it
+    with pytest.raises(
+        ModelRefused, match=r"does not load model\.keras: Could not locate class 'Unregistered'.* `--import MODULE`"
+    ):
+        export(tmp_path / "model.keras", tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", [None, "no model", b"PK"])
+def test_what_is_no_file_of_keras_is_refused(tmp_path: Path, content: str | bytes | None):
+    path = tmp_path / "model.keras"
+    if content:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ModelRefused, match="there is no file" if content is None else "is no .keras or .h5 file; save"):
+        export(path, tmp_path / "out")
+
+
+def repeated() -> Any:
+    return behind(layers.TimeDistributed(layers.LSTM(4, name="inside"), name="outside"), shape=(None, 5, 3))
+
+
+def translated() -> Any:
+    """The decoder starts from what the encoder made of the data."""
+    source, target = keras.Input((None, 3), name="source"), keras.Input((None, 3), name="target")
+    _, *states = layers.LSTM(4, return_state=True, name="encoder")(source)
+    return keras.Model([source, target], layers.LSTM(4, name="decoder")(target, initial_state=states))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: behind(layers.Dense(4)), "has no recurrent layer, cell or loop that keeps a state"),
+        (lambda: layers.LSTM(4), "does not tell the shape of its inputs: give input_shape"),
+        (lambda: tf_keras.layers.LSTM(4), "LSTM is no model or layer of Keras 3; save it as .h5"),
+        (repeated, "'outside' runs the recurrent layer 'inside' anew at each timestep"),
+        (translated, "'decoder' starts from states that its caller gives"),
+    ],
+)
+def test_what_cannot_be_a_session_is_refused(tmp_path: Path, make: Any, message: str):
+    with pytest.raises(ModelRefused, match=message):
+        export(make(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
