@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 from recurra.models.export.backend import Layer, Tensor, keras
 from recurra.models.export.calls import changed, replaced
+from recurra.models.export.native import Natives, has_node
 from recurra.models.export.states import State, named
 from recurra.models.refusal import ModelRefused
 
@@ -17,6 +18,7 @@ class Stateless:
     Attributes:
         states: in the order in which the layers run; known after a rehearsal.
         timesteps: what the layers saw as such in the rehearsal.
+        natives: the layers that are a node of ONNX each, known after a call.
         started: layers that were given their first states by their caller.
 
     """
@@ -25,6 +27,7 @@ class Stateless:
         self.states: list[State] = []
         self.timesteps: set[int] = set()
         self.started: set[str] = set()
+        self.natives = Natives()
         self._model = model
         self._given: Iterator[Tensor] | None = None
         self._finals: list[Tensor] = []
@@ -40,7 +43,7 @@ class Stateless:
         return self._run(inputs, iter(states))
 
     def _run(self, inputs: Tensor, given: Iterator[Tensor] | None) -> tuple[list[Tensor], list[Tensor]]:
-        self._given, self._finals = given, []
+        self._given, self._finals, self.natives = given, [], Natives()
         with ExitStack() as stack:
             for layer in _sublayers(self._model):
                 stack.enter_context(changed(layer, replaced(layer)))
@@ -64,7 +67,10 @@ class Stateless:
             return keras.tree.map_structure(lambda _: next(given), fresh)
 
         def inner_loop(sequences: Tensor, initial_state: Tensor, mask: Tensor, training: bool = False) -> Tensor:  # noqa: FBT001, FBT002
-            results = loop(sequences, initial_state, mask, training)
+            if self._given is not None and has_node(layer, mask):
+                results = self.natives.trace(layer, sequences, initial_state)
+            else:
+                results = loop(sequences, initial_state, mask, training)
             if self._given is None:
                 self.timesteps.add(sequences.shape[1])
             if open_calls:

@@ -108,6 +108,7 @@ def _converted(model: Layer, stateless: Stateless, ports: Sequence[_Port]) -> Mo
     with quiet(), _inlined(), tf.device("/CPU:0"):
         proto: ModelProto
         proto, _ = tf2onnx.convert.from_function(function, input_signature=specs, opset=_OPSET)
+    stateless.natives.write(proto.graph)
     return proto
 
 
