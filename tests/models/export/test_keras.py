@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 for framework in ("keras", "tensorflow", "tf2onnx", "tf_keras"):
@@ -126,6 +127,46 @@ def test_layers_of_one_name_are_told_apart_by_their_models(tmp_path: Path):
     assert [state.layer for state in export(model, tmp_path / "out").signature.states] == ["inner/a", "a"]
 
 
+def test_layers_that_are_nodes_of_onnx_become_these(tmp_path: Path):
+    kinds = (layers.SimpleRNN, layers.GRU, layers.LSTM)
+    stack = [kind(4, return_sequences=True, recurrent_dropout=0.1) for kind in kinds]
+    served = export(behind(*stack, layers.GRU(4)), tmp_path / "out")
+    types = [node.op_type for node in onnx.load(tmp_path / "out" / "1" / "model.onnx").graph.node]
+    assert [each for each in types if each in ("RNN", "GRU", "LSTM", "Loop")] == ["RNN", "GRU", "LSTM", "GRU"]
+    assert served.self_test.ragged
+
+
+def test_what_a_layer_learned_of_the_data_goes_along(tmp_path: Path):
+    """Normalization holds it beside its variables."""
+    scale = layers.Normalization()
+    scale.adapt(np.random.default_rng(1).normal(3, 2, size=(10, 5, 3)))
+    model = keras.Sequential([keras.Input((None, 3)), scale, layers.LSTM(4)])
+    np.testing.assert_allclose(answer(export(model, tmp_path / "out"), x()), model(x()), atol=1e-6)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Written(keras.Model):
+    """A model written as a class: only what it was called with tells its inputs."""
+
+    def build(self, shape: Any) -> None:
+        self.memory, self.shown = layers.GRU(4, return_sequences=True, name="memory"), layers.Dense(2)
+        self.memory.build(shape)
+        self.shown.build((*shape[:2], 4))
+
+    def call(self, inputs: Any) -> Any:
+        return self.shown(self.memory(inputs))
+
+
+def test_a_model_that_is_a_class_is_exported_from_a_file(tmp_path: Path):
+    model = Written()
+    expected = model(x())
+    model.save(tmp_path / "model.keras")
+    served = export(tmp_path / "model.keras", tmp_path / "out")
+    assert [state.name for state in served.signature.states] == ["memory/h"]
+    assert served.signature.chunk_sizes == ()
+    np.testing.assert_allclose(answer(served, x()), expected, atol=1e-6)
+
+
 def test_an_embedding_tells_what_its_input_may_hold(tmp_path: Path):
     model = behind(layers.Embedding(7, 3), layers.GRU(4), shape=(None,), dtype="int32")
     assert export(model, tmp_path / "out").signature.inputs[0].bounds == (0, 6)
@@ -168,14 +209,15 @@ def test_a_gru_of_the_first_keras_2_resets_before(tmp_path: Path):
 
 
 def test_a_module_that_registers_a_cell_is_imported_first_and_nothing_else_is_said(tmp_path: Path):
-    behind(layers.RNN(LeakyCell(4), name="leaky")).save(tmp_path / "leaky.keras")
+    model = behind(layers.RNN(LeakyCell(4), name="leaky", return_sequences=True), layers.GRU(3, name="known"))
+    model.save(tmp_path / "leaky.keras")
     code = "import sys; from recurra.models.export.cli import export; sys.exit(export(sys.argv[1:]))"
     arguments = ["keras", str(tmp_path / "leaky.keras"), str(tmp_path / "out"), "--import", "tests.parity.keras_models"]
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{tmp_path / 'out'}: version 1, states leaky/state_1\n"
+    assert done.stdout == f"{tmp_path / 'out'}: version 1, states leaky/state_1, known/h\n"
 
 
 def test_another_backend_is_refused_with_what_to_do(tmp_path: Path):
@@ -241,6 +283,10 @@ def translated() -> Any:
         (lambda: behind(layers.Dense(4)), "has no recurrent layer, cell or loop that keeps a state"),
         (lambda: layers.LSTM(4), "does not tell the shape of its inputs: give input_shape"),
         (lambda: tf_keras.layers.LSTM(4), "LSTM is no model or layer of Keras 3; save it as .h5"),
+        (
+            lambda: behind(layers.Discretization([0.0, 1.0]), layers.LSTM(4)),
+            "ONNX has nothing for TensorFlow's Bucketize",
+        ),
         (repeated, "'outside' runs the recurrent layer 'inside' anew at each timestep"),
         (translated, "'decoder' starts from states that its caller gives"),
     ],

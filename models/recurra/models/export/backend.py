@@ -45,4 +45,4 @@ with quiet():
     import tf2onnx
 
 tf.get_logger().setLevel("ERROR")
-logging.getLogger("tf2onnx").setLevel("ERROR")
+logging.getLogger("tf2onnx").setLevel("CRITICAL")  # traced.py tells what it could not write

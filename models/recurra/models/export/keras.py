@@ -75,6 +75,8 @@ def _with_inputs(model: Layer, input_shape: Sequence[int | None]) -> Layer:
     """A model whose inputs are known."""
     if isinstance(model, keras.Model) and getattr(model, "inputs", None):
         return model
+    if not input_shape and model.built:
+        input_shape = ((model.get_build_config() or {}).get("input_shape") or ())[1:]
     if not input_shape:
         raise ModelRefused(f"'{model.name}' does not tell the shape of its inputs: give input_shape, such as (None, 3)")
     if is_cell(model):

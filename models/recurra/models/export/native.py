@@ -32,7 +32,7 @@ class Natives:
 
     def trace(self, layer: Layer, sequences: Tensor, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the layer's own loop gives: the last output, all outputs, and the states."""
-        values, finals = tf.transpose(sequences, [1, 0, 2]), []
+        values, finals = tf.transpose(tf.cast(sequences, tf.float32), [1, 0, 2]), []
         if layer.go_backwards:
             values = tf.reverse(values, [0])
         before = iter(keras.tree.flatten(states))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
-from onnx import GraphProto, ModelProto
+from onnx import GraphProto, ModelProto, defs, numpy_helper
 
 from recurra.models.carried import is_loop
 from recurra.models.export.backend import Layer, Tensor, keras, quiet, tf, tf2onnx
 from recurra.models.export.recurrent import Stateless
 from recurra.models.export.states import State
+from recurra.models.graph import walk
 from recurra.models.names import all_names, rename, unused
 from recurra.models.refusal import ModelRefused
 from recurra.models.seats import Loops
@@ -63,7 +64,7 @@ def trace(
             "these states inputs of the model, and the layer's next ones (return_state=True) outputs"
         )
     if free_time:
-        ports = [_freed(port) if port.shape[1:2] and port.shape[1] in stateless.timesteps else port for port in ports]
+        ports = [_freed(port) if _has_time(port, stateless.timesteps) else port for port in ports]
     proto = _converted(model, stateless, ports)
     kept = [Wired(state, state.name, f"{state.name}/next") for state in stateless.states]
     inputs = {f"input_{index}": port.name for index, port in enumerate(ports)}
@@ -82,6 +83,12 @@ def input_name(tensor: Tensor) -> str:
 
 def _rehearsed(port: _Port) -> list[int]:
     return [1, *(_TIMESTEPS if size is None else size for size in port.shape[1:])]
+
+
+def _has_time(port: _Port, timesteps: Collection[int]) -> bool:
+    """Whether the first axis after the batch is time: what layers took as such, and no axis of features."""
+    is_sequence = len(port.shape) > 2 or "int" in port.dtype  # noqa: PLR2004
+    return len(port.shape) > 1 and is_sequence and port.shape[1] in timesteps
 
 
 def _freed(port: _Port) -> _Port:
@@ -108,8 +115,31 @@ def _converted(model: Layer, stateless: Stateless, ports: Sequence[_Port]) -> Mo
     with quiet(), _inlined(), tf.device("/CPU:0"):
         proto: ModelProto
         proto, _ = tf2onnx.convert.from_function(function, input_signature=specs, opset=_OPSET)
+    _fill_in(proto.graph, function.get_concrete_function().graph.captures)
     stateless.natives.write(proto.graph)
+    unknown = sorted({node.op_type for node in walk(proto.graph) if not defs.has(node.op_type, node.domain)})
+    if unknown:
+        raise ModelRefused(
+            f"ONNX has nothing for TensorFlow's {', '.join(unknown)}; export the model without the layer that needs "
+            "it, and do that part outside of the model"
+        )
     return proto
+
+
+def _fill_in(graph: GraphProto, captures: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Tensors that a layer holds beside its variables, as Normalization does, are inputs to tf2onnx: gives the values.
+
+    Args:
+        captures: each value, and the input that it is in TensorFlow's graph.
+
+    """
+    held = {place.name: value.numpy() for value, place in captures if value.dtype != tf.resource}
+    inputs = [value for value in graph.input if value.name not in held]
+    graph.initializer.extend(
+        numpy_helper.from_array(held[value.name], value.name) for value in graph.input if value.name in held
+    )
+    del graph.input[:]
+    graph.input.extend(inputs)
 
 
 @contextmanager
