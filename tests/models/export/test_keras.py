@@ -1,6 +1,7 @@
 # ruff: noqa: E402 - nothing below can be imported without the frameworks
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -197,14 +198,19 @@ def test_a_hard_sigmoid_of_keras_2_is_not_that_of_keras_3(tmp_path: Path, name: 
     np.testing.assert_allclose(answer(export(tmp_path / name, tmp_path / "out"), x()), old(x()), atol=1e-6)
 
 
-def test_a_gru_of_the_first_keras_2_resets_before(tmp_path: Path):
-    """Its file does not say so: nobody could choose."""
+def test_a_sequential_of_the_first_keras_2_is_read(tmp_path: Path):
+    """It is a list whose first layer tells the shape; and its GRU does not say that it resets before: all did."""
     model = behind(layers.GRU(4, use_bias=False, reset_after=False))
 
     def forget(layer: dict[str, Any]) -> None:
         layer["config"].pop("reset_after", None)
 
     path = keras_2.save(model, tmp_path / "old.h5", forget)
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        config["config"] = config["config"]["layers"][1:]
+        config["config"][0]["config"]["batch_input_shape"] = [1, None, 3]
+        file.attrs["model_config"] = json.dumps(config)
     np.testing.assert_allclose(answer(export(path, tmp_path / "out"), x()), model(x()), atol=1e-6)
 
 

@@ -22,13 +22,13 @@ _LSTM_GATES: Final = 4
 _HARD_SIGMOID: Final = "keras_2_hard_sigmoid"
 
 
-def _hard_sigmoid(x: Any) -> Any:
+def hard_sigmoid(x: Any) -> Any:
     """Keras 2's: Keras 3 has another slope."""
     return framework.ops.clip(0.2 * x + 0.5, 0.0, 1.0)
 
 
 # What the new configurations name beside Keras' own.
-OBJECTS: Final = {_HARD_SIGMOID: _hard_sigmoid}
+OBJECTS: Final = {_HARD_SIGMOID: hard_sigmoid}
 
 
 def h5(path: Path, scratch: Path) -> Path:
@@ -81,13 +81,31 @@ def _modern(config: Any) -> Any:
         if name == "hard_sigmoid":
             found[key] = {"class_name": "function", "config": _HARD_SIGMOID, "registered_name": _HARD_SIGMOID}
     kind, inner = found.get("class_name"), found.get("config")
-    if isinstance(inner, dict):
-        if inner.pop("time_major", False):
-            raise ModelRefused(f"'{inner.get('name')}' has time_major=True, which Keras 3 lacks; put the batch first")
-        if kind in ("GRU", "GRUCell"):
-            inner.setdefault("reset_after", False)
-        found["class_name"] = _CUDNN.get(str(kind), kind)
+    if kind == "Sequential" and isinstance(inner, list):  # before 2.2.3
+        inner = {"name": "sequential", "layers": inner}
+    if isinstance(kind, str) and isinstance(inner, dict):
+        found |= {"class_name": _CUDNN.get(kind, kind), "config": _modern_layer(kind, inner)}
     return found
+
+
+def _modern_layer(kind: str, config: dict[str, Any]) -> dict[str, Any]:
+    if kind == "Sequential":
+        config["layers"] = _with_input(config["layers"])
+    if kind in ("GRU", "GRUCell"):
+        config.setdefault("reset_after", False)
+    if config.pop("time_major", False):
+        raise ModelRefused(f"'{config.get('name')}' has time_major=True, which Keras 3 lacks; put the batch first")
+    return config
+
+
+def _with_input(layers: list[Any]) -> list[Any]:
+    """A Sequential's layers, with an InputLayer where the first one tells the shape, which Keras 3 reads wrongly."""
+    kind, config = layers[0]["class_name"], layers[0]["config"]
+    if kind == "InputLayer" or "batch_input_shape" not in config:
+        return layers
+    dtype = "int32" if kind == "Embedding" else config.get("dtype", "float32")
+    shape = {"batch_input_shape": config.pop("batch_input_shape"), "dtype": dtype, "name": "input"}
+    return [{"class_name": "InputLayer", "config": shape}, *layers]
 
 
 def _from_cudnn(group: h5py.Group) -> None:

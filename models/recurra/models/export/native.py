@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 from onnx import GraphProto, NodeProto, helper, numpy_helper
 
+from recurra.models.export import legacy
 from recurra.models.export.backend import Layer, Tensor, keras, tf
 from recurra.models.graph import attribute
 from recurra.models.signature import Array
@@ -20,6 +21,7 @@ _ACTIVATIONS: Final = {
     keras.activations.sigmoid: ("Sigmoid", (), ()),
     keras.activations.relu: ("Relu", (), ()),
     keras.activations.hard_sigmoid: ("HardSigmoid", (1 / 6,), (0.5,)),
+    legacy.hard_sigmoid: ("HardSigmoid", (0.2,), (0.5,)),
 }
 _LSTM_ORDER: Final = (0, 3, 1, 2)  # ONNX's gates i, o, f, c among Keras' i, f, c, o
 
@@ -66,7 +68,8 @@ class Natives:
 
 def has_node(layer: Layer, mask: Tensor | None) -> bool:
     """Whether ONNX has nodes for a layer: of Keras' own cells, with activations that it knows, and without a mask."""
-    return mask is None and all(map(_is_known, _cells(layer)))
+    own = type(layer).inner_loop.__module__.partition(".")[0] == "keras"
+    return own and mask is None and all(map(_is_known, _cells(layer)))
 
 
 def _cells(layer: Layer) -> list[Layer]:

@@ -20,7 +20,7 @@ from recurra.models.seats import Loops
 from recurra.models.signature import Array
 
 _OPSET: Final = 17
-_TIMESTEPS: Final = 3  # of the rehearsal, where any number will do
+_TIMESTEPS: Final = 17  # of the rehearsal, where any number will do; no usual size of another axis
 
 
 @dataclass(frozen=True)
