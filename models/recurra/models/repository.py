@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from recurra.models import config, fidelity, ragged, source
+from recurra.models import config, fidelity, source
 from recurra.models.axes import plans
 from recurra.models.config import ModelConfig
 from recurra.models.culprit import culprit
@@ -17,6 +17,7 @@ from recurra.models.layout import Layout
 from recurra.models.prepare import Prepared, prepare
 from recurra.models.probe import probe
 from recurra.models.program import Program
+from recurra.models.ragged import ragged
 from recurra.models.refusal import ModelRefused
 from recurra.models.selftest import ChunksDiffer, SelfTest, prove
 from recurra.models.session import Session, choose
@@ -32,6 +33,7 @@ class Model:
     """A model that is ready to serve.
 
     Attributes:
+        ragged: the program for batches whose rows have several lengths, padded; None where rows must have one length.
         max_batch: sessions in one run at most; 1 where the self-test found that they disturb each other.
         layout: 16 bytes that tell whether a stored state fits: a digest of the states' names, dtypes and shapes.
         providers: ONNX Runtime's, in order of preference.
@@ -43,6 +45,7 @@ class Model:
     version: str
     signature: Signature
     program: Program
+    ragged: Program | None
     config: ModelConfig
     self_test: SelfTest
     max_batch: int
@@ -91,8 +94,8 @@ def load_file(path: Path, name: str, version: str, folder: Path, *, provider: st
         session = Session(prepared.content, provider)
         layout, self_test = _prove(session, prepared)
         program = Program(session, layout)
-        if self_test.batched:
-            self_test = replace(self_test, ragged=ragged.holds(prepared.content, program))
+        padded = ragged(prepared.content, program) if self_test.batched else None
+        self_test = replace(self_test, ragged=padded is not None)
         if any(pair.origin == "lifted" for pair in prepared.pairs):
             self_test = replace(self_test, notes=self_test.notes + fidelity.check(original, program))
     except ModelRefused:
@@ -105,6 +108,7 @@ def load_file(path: Path, name: str, version: str, folder: Path, *, provider: st
         version=version,
         signature=signature,
         program=program,
+        ragged=padded,
         config=settings,
         self_test=self_test,
         max_batch=settings.max_batch if self_test.batched else 1,
