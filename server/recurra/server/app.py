@@ -137,7 +137,9 @@ async def _load(settings: Settings, store: RedisStore, device: ThreadPoolExecuto
             _log.error("model.refused", model=name, error=error)
             continue
         slots = max(1, min(settings.slots, _SLAB_BYTES // max(1, model.signature.state_bytes)))
-        runner = SlabRunner(model.signature, model.program, device, slots=slots + 1, ragged=model.ragged)
+        runner = SlabRunner(
+            model.signature, model.program, device, slots=slots + 1, ragged=model.ragged, start=model.start
+        )
         limits = Limits(queue=settings.queue_limit, slots=slots)
         served.engines[name] = Engine(model, runner, store, SystemClock(), metrics.for_model(name), limits=limits)
         _log.info("model.loaded", model=name, version=model.version, seconds=round(time.monotonic() - began, 3))

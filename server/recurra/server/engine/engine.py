@@ -274,9 +274,12 @@ class Engine:
             if not current.any():
                 return
             batch = batch.only(current)
-        states = self._runner.gather(batch.slots)
-        rebased = batch.give(states, self._axes)
         try:
+            for block in {block for block, _ in batch.parts if block.start}:
+                block.given = await self._runner.start(block.start) | block.given
+                block.start = []
+            states = self._runner.gather(batch.slots)
+            rebased = batch.give(states, self._axes)
             step = await self._run(batch, states)
             for rows in batch.by_length():
                 self._finish(*self._chosen(batch, step, rebased, rows))

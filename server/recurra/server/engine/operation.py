@@ -45,6 +45,7 @@ class Block:
         timesteps: T.
         whole: a reset of all states, whatever they are now.
         given: states by index in the signature that replace the session's before the run, (N, ...) or (1, ...).
+        start: what the model's start graph makes more such states of, each (1, ...); of a block of one operation.
         salt: digest of all that is not in `inputs`.
         commit: whether the session changes.
         told_expire_ms: the expiry that the client was last told, 0 for none.
@@ -64,6 +65,7 @@ class Block:
     inputs: list[Array] = field(default_factory=list)
     timesteps: int = 0
     given: dict[int, Array] = field(default_factory=dict)
+    start: list[Array] = field(default_factory=list)
     whole: bool = False
     salt: int = 0
     commit: bool = True

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recurra.models import Program, Signature
+from recurra.models import Program, Signature, Start
 from recurra.server.engine.seams import Step
 
 Array = NDArray[Any]
@@ -27,9 +27,11 @@ class SlabRunner:
         *,
         slots: int,
         ragged: Program | None = None,
+        start: Start | None = None,
     ) -> None:
         """`device`: the one thread that runs models on this device. `ragged`: runs batches with `lengths`."""
-        self._states, self._program, self._ragged, self._device = signature.states, program, ragged, device
+        self._states, self._program, self._ragged, self._start = signature.states, program, ragged, start
+        self._device = device
         self._slabs = [
             np.zeros((*s.shape[: s.batch_axis], slots, *s.shape[s.batch_axis :]), s.dtype) for s in self._states
         ]
@@ -48,6 +50,10 @@ class SlabRunner:
         assert program is not None
         loop = asyncio.get_running_loop()
         return Step(*await loop.run_in_executor(self._device, program.run, inputs, states, lengths))
+
+    async def start(self, inputs: Sequence[Array]) -> dict[int, Array]:
+        assert self._start is not None
+        return await asyncio.get_running_loop().run_in_executor(self._device, self._start.run, inputs)
 
     def to_bytes(self, states: Sequence[Array]) -> NDArray[np.uint8]:
         count = states[0].shape[self._states[0].batch_axis]

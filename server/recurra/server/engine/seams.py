@@ -61,6 +61,9 @@ class Runner(Protocol):
         `lengths`: (N,) timesteps of each row, the rest is padding; None: all have the chunk's.
         """
 
+    async def start(self, inputs: Sequence[Array]) -> dict[int, Array]:
+        """Run the start graph on the device's thread; see recurra.models.start. What it raises comes through."""
+
     def to_bytes(self, states: Sequence[Array]) -> NDArray[Any]:
         """States in the graph's layout as (N, state_bytes) uint8."""
 
