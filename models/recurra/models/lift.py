@@ -146,7 +146,7 @@ def _from_data(seat: Seat, inputs: list[str]) -> str:
         )
     return (
         f"{where} starts from a state that is computed from the data ({', '.join(inputs)}): it would start "
-        "anew at every call; export the part that computes it as a model of its own, and this state as input and output"
+        "anew at every call; export the part that computes it as start.onnx, and the rest as model.onnx beside it"
     )
 
 
