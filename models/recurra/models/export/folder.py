@@ -13,7 +13,7 @@ from onnx import ModelProto
 
 from recurra.models.config import StateConfig
 from recurra.models.refusal import ModelRefused
-from recurra.models.repository import FILE, SETTINGS, Model, is_name, load
+from recurra.models.repository import FILE, SETTINGS, Model, is_name, load_file
 from recurra.models.signature import StateSpec, TensorSpec
 
 _README: Final = "README.md"
@@ -23,6 +23,8 @@ def write(
     model: ModelProto, folder: Path, *, states: Sequence[StateConfig] = (), version: int = 1, source: str = ""
 ) -> Model:
     """Writes `folder` and answers the model as the server will load it. What cannot be served is not written.
+
+    A model.toml that is there already, beside other versions, stays as it is.
 
     Args:
         folder: its name is the model's.
@@ -43,8 +45,11 @@ def write(
         draft = Path(scratch) / folder.name
         (draft / str(version)).mkdir(parents=True)
         (draft / str(version) / FILE).write_bytes(model.SerializeToString())
-        (draft / SETTINGS).write_text(_settings(states), "utf-8")
-        loaded = load(draft, provider="cpu")
+        kept = (folder / SETTINGS).exists()
+        if not kept:
+            (draft / SETTINGS).write_text(_settings(states), "utf-8")
+        file, settings = draft / str(version) / FILE, folder if kept else draft
+        loaded = load_file(file, folder.name, str(version), settings, provider="cpu")
         (draft / _README).write_text(_readme(loaded, source), "utf-8")
         shutil.copytree(draft, folder, dirs_exist_ok=True)
     return loaded
