@@ -13,7 +13,7 @@ from onnx import ModelProto
 
 from recurra.models.config import StateConfig
 from recurra.models.refusal import ModelRefused
-from recurra.models.repository import FILE, SETTINGS, Model, is_name, load_file
+from recurra.models.repository import FILE, SETTINGS, Model, is_name, load
 from recurra.models.signature import StateSpec, TensorSpec
 
 _README: Final = "README.md"
@@ -45,11 +45,12 @@ def write(
         draft = Path(scratch) / folder.name
         (draft / str(version)).mkdir(parents=True)
         (draft / str(version) / FILE).write_bytes(model.SerializeToString())
-        kept = (folder / SETTINGS).exists()
-        if not kept:
+        if (folder / SETTINGS).exists():
+            for each in (folder / SETTINGS, *folder.glob("*.npy")):
+                shutil.copy(each, draft)
+        else:
             (draft / SETTINGS).write_text(_settings(states), "utf-8")
-        file, settings = draft / str(version) / FILE, folder if kept else draft
-        loaded = load_file(file, folder.name, str(version), settings, provider="cpu")
+        loaded = load(draft, provider="cpu")
         (draft / _README).write_text(_readme(loaded, source), "utf-8")
         shutil.copytree(draft, folder, dirs_exist_ok=True)
     return loaded
