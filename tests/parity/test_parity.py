@@ -1,0 +1,54 @@
+"""Committed model folders, served, against their frameworks; or those in the folder that RECURRA_PARITY names."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recurra.client import Client
+from tests.parity.case import CHUNKS, ORACLE, RESET_AFTER, Oracle
+from tests.parity.served import largest_error, serving
+
+FOLDER = Path(os.environ.get("RECURRA_PARITY", Path(__file__).with_name("cases"))).resolve()
+CASES = sorted(path.parent for path in FOLDER.glob(f"*/{ORACLE}"))
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with serving(FOLDER) as client:
+        yield client
+
+
+def test_there_are_cases():
+    assert CASES
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_served_model_gives_what_its_framework_gives(client: Client, case: Path):
+    assert largest_error(client, case) <= 1e-5
+
+
+def test_what_differs_is_seen(client: Client, tmp_path: Path):
+    case = next(case for case in CASES if Oracle.load(case).reset)
+    right, after = Oracle.load(case), sum(CHUNKS[:RESET_AFTER])
+    altered = tmp_path / case.name
+    altered.mkdir()
+    ((name, y),) = right.outputs.items()
+    y = y + np.where(np.arange(y.shape[1]) == after, 1e-3, 0).reshape(-1, *[1] * (y.ndim - 2))
+    replace(right, outputs={name: y.astype(np.float32)}).save(altered)
+    assert 1e-4 < largest_error(client, altered) < 1e-2
+
+
+def test_that_one_layer_alone_was_reset_is_seen(client: Client, tmp_path: Path):
+    case = next(case for case in CASES if (reset := Oracle.load(case).reset) and len(_layers(client, case) - {reset}))
+    altered = tmp_path / case.name
+    altered.mkdir()
+    replace(Oracle.load(case), reset="").save(altered)
+    assert largest_error(client, altered) > 1e-3
+
+
+def _layers(client: Client, case: Path) -> set[str]:
+    return {state.layer for state in client.model(case.name).states}
