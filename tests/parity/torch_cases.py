@@ -1,471 +1,167 @@
-"""PyTorch's recurrent layers and cells, in the forms that its users write them."""
+"""PyTorch's recurrent layers and cells, each with the oracle that its state carried from chunk to chunk gives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 from zlib import crc32
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from recurra.models.export.torch import export
 from tests.parity.case import CHUNKS, RESET_AFTER, ROWS, TIMESTEPS, Case, Oracle
+from tests.parity.torch_nets import (
+    FEATURES,
+    UNITS,
+    WORDS,
+    Around,
+    Bare,
+    BareCell,
+    ConvLoop,
+    ConvStep,
+    Explicit,
+    Headed,
+    Last,
+    Learned,
+    LSTMCellLoop,
+    LSTMStep,
+    Nested,
+    PlainCellLoop,
+    PlainStep,
+    Scripted,
+    State,
+    Tagger,
+)
 
-State = dict[str, tuple[Tensor, ...]]  # by layer, as Recurra names it; a layer that is missing is fresh
-
-FEATURES: Final = 3
-UNITS: Final = 5
 X: Final = {"x": f"float32[batch,time,{FEATURES}]"}
 STEP: Final = {"x": f"float32[batch,{FEATURES}]"}
-
-
-class Net(nn.Module):
-    """A model twice: `forward` is exported; `carry` gets its state and gives it back, and is the oracle."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.carry(x, {})[0]
-
-    def carry(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        raise NotImplementedError
-
-
-def stack(rnn: nn.RNNBase, name: str, x: Tensor, state: State) -> tuple[Tensor, State]:
-    """Runs a layer of PyTorch from the states of its nodes: name, name_1, ..."""
-    names = [name, *(f"{name}_{number}" for number in range(1, rnn.num_layers))]
-    directions, rows = 1 + rnn.bidirectional, x.shape[0 if rnn.batch_first else 1]
-    sizes = [rnn.proj_size or rnn.hidden_size, *([rnn.hidden_size] if rnn.mode == "LSTM" else [])]
-    fresh = tuple(torch.zeros(directions, rows, size) for size in sizes)
-    start = [torch.cat(each) for each in zip(*(state.get(each, fresh) for each in names), strict=True)]
-    y, end = rnn(x, tuple(start) if rnn.mode == "LSTM" else start[0])
-    ends = [each.split(directions) for each in (end if rnn.mode == "LSTM" else [end])]
-    return y, dict(zip(names, zip(*ends, strict=True), strict=True))
-
-
-class Headed(Net):
-    """A layer under a linear head."""
-
-    def __init__(self, name: str, rnn: nn.RNNBase) -> None:
-        super().__init__()
-        self.name = name
-        setattr(self, name, rnn)
-        width = (rnn.proj_size or rnn.hidden_size) * (1 + rnn.bidirectional)
-        self.head = nn.Linear(width, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(getattr(self, self.name)(x)[0])
-
-    def carry(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        rnn = getattr(self, self.name)
-        y, state = stack(rnn, self.name, x if rnn.batch_first else x.transpose(0, 1), state)
-        return self.head(y if rnn.batch_first else y.transpose(0, 1)), state
-
-
-class Last(Headed):
-    """The last timestep alone."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[:, -1]
-
-    def carry(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        y, state = super().carry(x, state)
-        return y[:, -1], state
-
-
-class Explicit(Headed):
-    """States in and out of forward."""
-
-    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        y, (h, c) = self.lstm(x, (h, c))
-        return self.head(y), h, c
-
-
-class Bare(nn.LSTM):
-    """nn.LSTM itself, which takes its states as a tuple."""
-
-    def carry(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        return stack(self, "lstm_1", x, state)
-
-
-class BareCell(nn.LSTMCell):
-    """nn.LSTMCell itself: it gives its states and no more."""
-
-    def carry(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        fresh = torch.zeros(len(x), UNITS)
-        ys, h, c = [], *state.get("", (fresh, fresh))
-        for t in range(x.shape[1]):
-            h, c = self(x[:, t], (h, c))
-            ys.append(h)
-        return torch.stack(ys, 1), {"": (h, c)}
-
-
-class Tagger(Net):
-    """Tokens through a table into a GRU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table, self.gru, self.head = nn.Embedding(11, 4), nn.GRU(4, UNITS, batch_first=True), nn.Linear(UNITS, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.gru(self.table(x))[0])
-
-    def carry(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        y, state = stack(self.gru, "gru", self.table(x), state)
-        return self.head(y), state
-
-
-class Learned(Net):
-    """An LSTM that starts from a state that was learned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(FEATURES, UNITS, batch_first=True)
-        self.h0, self.c0 = (nn.Parameter(torch.randn(1, 1, UNITS)) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        start = self.h0.expand(-1, x.shape[0], -1), self.c0.expand(-1, x.shape[0], -1)
-        return self.lstm(x, tuple(each.contiguous() for each in start))[0]
-
-    def carry(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        fresh = tuple(each.expand(-1, len(x), -1).contiguous() for each in (self.h0, self.c0))
-        return stack(self.lstm, "lstm", x, {"lstm": fresh, **state})
-
-
-class Encoder(nn.Module):
-    """A module of a module, with a projected LSTM of two layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(FEATURES, 6, proj_size=4, num_layers=2, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.lstm(x)[0]
-
-
-class Nested(Net):
-    """Layers of several kinds, one deeper than the other."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder, self.gru = Encoder(), nn.GRU(4, UNITS, batch_first=True)
-        self.norm, self.head = nn.LayerNorm(4), nn.Linear(UNITS + FEATURES, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y, _ = self.gru(self.norm(self.encoder(x)))
-        return self.head(torch.cat([y, x], -1))
-
-    def carry(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        y, first = stack(self.encoder.lstm, "encoder_lstm", x, state)
-        y, second = stack(self.gru, "gru", self.norm(y), state)
-        return self.head(torch.cat([y, x], -1)), first | second
-
-
-class CellLoop(Net):
-    """A loop over one cell, to be compiled by torch.jit.script."""
-
-    def __init__(self, cell: nn.RNNCellBase) -> None:
-        super().__init__()
-        self.cell = cell
-
-
-class LSTMCellLoop(CellLoop):
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.zeros(x.size(0), 5)
-        c = torch.zeros(x.size(0), 5)
-        ys = []
-        for t in range(x.size(1)):
-            h, c = self.cell(x[:, t], (h, c))
-            ys.append(h)
-        return torch.stack(ys, 1)
-
-    def carry(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        y, state = BareCell.carry(self.cell, x, {"": state["cell"]} if state else {})
-        return y, {"cell": state[""]}
-
-
-class PlainCellLoop(CellLoop):
-    """Of a cell that has one state."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.zeros(x.size(0), 5)
-        ys = []
-        for t in range(x.size(1)):
-            h = self.cell(x[:, t], h)
-            ys.append(h)
-        return torch.stack(ys, 1)
-
-    def carry(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        ys, (h,) = [], state.get("cell", (torch.zeros(len(x), UNITS),))
-        for t in range(x.shape[1]):
-            h = self.cell(x[:, t], h)
-            ys.append(h)
-        return torch.stack(ys, 1), {"cell": (h,)}
-
-
-class ConvLoop(Net):
-    """A loop over a convolutional LSTM cell, by hand: x (N, T, 1, 6, 6)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gates = nn.Conv2d(1 + 2, 4 * 2, 3, padding=1)
-
-    def cell(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        i, f, g, o = self.gates(torch.cat([x, h], 1)).chunk(4, 1)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        return o.sigmoid() * c.tanh(), c
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.zeros(x.size(0), 2, 6, 6)
-        c = torch.zeros(x.size(0), 2, 6, 6)
-        ys = []
-        for t in range(x.size(1)):
-            h, c = self.cell(x[:, t], h, c)
-            ys.append(h)
-        return torch.stack(ys, 1)
-
-    def carry(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        fresh = torch.zeros(len(x), 2, 6, 6)
-        ys, h, c = [], *state.get("gates", (fresh, fresh))
-        for t in range(x.shape[1]):
-            h, c = self.cell(x[:, t], h, c)
-            ys.append(h)
-        return torch.stack(ys, 1), {"gates": (h, c)}
-
-
-class ConvStep(ConvLoop):
-    """One timestep of it a call."""
-
-    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        h, c = self.cell(x, h, c)
-        return h, h, c
-
-
-class Scripted(Net):
-    """A layer in a module to be compiled."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(FEATURES, UNITS, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y, _ = self.lstm(x)
-        return y
-
-    def carry(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        return stack(self.lstm, "lstm_1", x, state)
-
-
-class Around(Net):
-    """A compiled loop in a module that is not compiled."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = LSTMCellLoop(nn.LSTMCell(FEATURES, UNITS))
-        self.decoder, self.head = torch.jit.script(self.inner), nn.Linear(UNITS, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.decoder(x))
-
-    def carry(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        y, state = self.inner.carry(x, {"cell": state["decoder"]} if state else {})
-        return self.head(y), {"decoder": state["cell"]}
-
-
-class LSTMStep(Net):
-    """One timestep a call, states in and out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cell, self.head = nn.LSTMCell(FEATURES, UNITS), nn.Linear(UNITS, 2)
-
-    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        h, c = self.cell(x, (h, c))
-        return self.head(h), h, c
-
-    def carry(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        y, state = BareCell.carry(self.cell, x, state)
-        return self.head(y), state
-
-
-class PlainStep(CellLoop):
-    """One timestep a call of a cell that has one state."""
-
-    def forward(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = self.cell(x, hidden)
-        return torch.tanh(hidden), hidden
-
-    def carry(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        y, state = PlainCellLoop.carry(self, x, {"cell": state["hidden"]} if state else {})
-        return torch.tanh(y), {"hidden": state["cell"]}
+SCRIPT: Final = "under torch.jit.script"
 
 
 @dataclass(frozen=True)
 class _Build:
-    """Exports what `make` gives, and runs it with its state carried from chunk to chunk."""
+    """Exports what `make` gives, and runs it with its state carried from chunk to chunk.
+
+    Attributes:
+        reset: the layer that is reset; empty for all.
+        shape: of one timestep of the first input.
+    """
 
     make: Callable[[], nn.Module]
     reset: str = ""
-    inputs: Mapping[str, str] | None = None
-    states: Mapping[str, str] | None = None
+    inputs: Mapping[str, str] = field(default_factory=lambda: X)
+    states: Mapping[str, str] = field(default_factory=dict)
     scripted: bool = False
     shape: tuple[int, ...] = (FEATURES,)
 
     def __call__(self, folder: Path) -> Oracle:
         torch.manual_seed(crc32(folder.name.encode()))
         module = self.make().eval()
-        inputs = dict(self.inputs or X)
-        export(torch.jit.script(module) if self.scripted else module, folder, inputs=inputs, states=self.states)
+        export(torch.jit.script(module) if self.scripted else module, folder, inputs=self.inputs, states=self.states)
+        ((name, text),) = self.inputs.items()
         size = (ROWS, TIMESTEPS, *self.shape)
-        (name, text), *_ = inputs.items()
-        x = torch.randint(0, 11, size) if text.startswith("int64") else torch.randn(size)
-        state, parts = {}, []
+        x = torch.randint(0, WORDS, size) if text.startswith("int64") else torch.randn(size)
+        state: State = {}
+        parts = []
         with torch.no_grad():
             for index, chunk in enumerate(x.split(CHUNKS, 1)):
                 if index == RESET_AFTER:
-                    state = {layer: value for layer, value in state.items() if self.reset and layer != self.reset}
+                    state = {layer: value for layer, value in state.items() if self.reset not in ("", layer)}
                 y, state = module.carry(chunk, state)
                 parts.append(y)
-        each_timestep = parts[0].dim() > 1 and all(
-            part.shape[1] == size for part, size in zip(parts, CHUNKS, strict=True)
-        )
-        joined = torch.cat(parts, 1) if each_timestep else torch.stack(parts, 1)
-        return Oracle({name: x.numpy()}, {"y": joined.numpy()}, self.reset)
+        timed = [part.shape[1] for part in parts] == list(CHUNKS)
+        y = torch.cat(parts, 1) if timed else torch.stack(parts, 1)
+        return Oracle({name: x.numpy()}, {"y": y.numpy()}, self.reset)
+
+
+def _layer(name: str, kind: type[nn.RNNBase], options: str = "", *, batch_first: bool = True) -> Case:
+    """A layer of PyTorch under a head; `options` as they are written in Python."""
+    given = {"batch_first": batch_first, **eval(f"dict({options})")}
+    short = kind.__name__.lower()
+    text = ", ".join(filter(None, ["" if batch_first else "time first", options]))
+    build = _Build(
+        lambda: Headed(short, kind(FEATURES, UNITS, **given)),
+        short,
+        {"x": f"float32[{'batch,time' if batch_first else 'time,batch'},{FEATURES}]"},
+    )
+    return _case(name, f"nn.{kind.__name__}{f' ({text})' if text else ''}", build)
 
 
 def _case(name: str, layer: str, build: _Build) -> Case:
     return Case(f"torch_{name}", layer, "torch", build)
 
 
-def _layer(kind: type[nn.RNNBase], text: str = "", **options: object) -> Case:
-    """A layer of PyTorch under a head."""
-    short = kind.__name__.lower()
-    options = {"batch_first": True, **options}
-    words = [text or ", ".join(f"{key}={value}" for key, value in options.items() if key != "batch_first")]
-    if not options["batch_first"]:
-        words.append("time first")
-    said = ", ".join(filter(None, words))
-    name = "_".join(
-        [
-            short,
-            *(
-                str(value).lower() if isinstance(value, str) else f"{key}{value}"
-                for key, value in options.items()
-                if key != "batch_first"
-            ),
-        ]
-    )
-    name = name.replace("True", "").replace("False", "_off") + ("" if options["batch_first"] else "_time_first")
-    inputs = X if options["batch_first"] else {"x": f"float32[time,batch,{FEATURES}]"}
-    make = _Build(lambda: Headed(short, kind(FEATURES, UNITS, **options)), reset=short, inputs=inputs)
-    return _case(name, f"nn.{kind.__name__}{f' ({said})' if said else ''}", make)
-
-
 def _states(*names: str, shape: str) -> dict[str, str]:
     return dict.fromkeys(names, f"float32[{shape}]")
 
 
-_HX: Final = f"(float32[1,batch,{UNITS}], float32[1,batch,{UNITS}])"
-_LOOP: Final = "in a loop under torch.jit.script"
+def _each_layer() -> Iterator[Case]:
+    for short, kind in (("rnn", nn.RNN), ("gru", nn.GRU), ("lstm", nn.LSTM)):
+        yield _layer(short, kind)
+        yield _layer(f"{short}_time_first", kind, batch_first=False)
+        yield _layer(f"{short}_stacked", kind, "num_layers=2")
+        yield _layer(f"{short}_bidirectional", kind, "bidirectional=True")
+        yield _layer(f"{short}_no_bias", kind, "bias=False")
+        yield _layer(f"{short}_deep", kind, "num_layers=2, bidirectional=True, dropout=0.3")
+    yield _layer("rnn_relu", nn.RNN, "nonlinearity='relu'")
+    yield _layer("lstm_projected", nn.LSTM, "proj_size=2")
+    deep = "proj_size=2, num_layers=2, bidirectional=True, bias=False"
+    yield _layer("lstm_projected_deep", nn.LSTM, deep, batch_first=False)
 
-CASES: Final = (
-    *(
-        _layer(kind, **options)
-        for kind in (nn.RNN, nn.GRU, nn.LSTM)
-        for options in (
-            {},
-            {"batch_first": False},
-            {"num_layers": 2},
-            {"bidirectional": True},
-            {"bias": False},
-            {"num_layers": 2, "bidirectional": True, "dropout": 0.3},
+
+def _lstm() -> nn.LSTM:
+    return nn.LSTM(FEATURES, UNITS, batch_first=True)
+
+
+def _each_model() -> Iterator[Case]:
+    h_c = _states("h", "c", shape=f"1,batch,{UNITS}")
+    pair = f"(float32[1,batch,{UNITS}], float32[1,batch,{UNITS}])"
+    yield _case("lstm_last", "nn.LSTM, last output only", _Build(lambda: Last("lstm", _lstm())))
+    yield _case("lstm_learned", "nn.LSTM, learned initial state", _Build(Learned, "lstm"))
+    yield _case(
+        "lstm_states", "nn.LSTM, states as arguments", _Build(lambda: Explicit("lstm", _lstm()), "lstm", X, h_c)
+    )
+    bare = _Build(lambda: Bare(FEATURES, UNITS, batch_first=True), "lstm_1", {"input": X["x"]}, {"hx": pair})
+    yield _case("lstm_bare", "nn.LSTM itself, its states a tuple", bare)
+    yield _case("lstm_scripted", f"nn.LSTM {SCRIPT}", _Build(Scripted, "lstm_1", scripted=True))
+    yield _case("tagger", "nn.Embedding, nn.GRU", _Build(Tagger, "gru", {"x": "int64[batch,time]"}, shape=()))
+    yield _case("nested", "nn.LSTM (proj_size), nn.LayerNorm, nn.GRU in modules", _Build(Nested, "encoder_lstm_1"))
+
+
+def _each_step() -> Iterator[Case]:
+    call = "one timestep a call"
+    h_c = _states("h", "c", shape=f"batch,{UNITS}")
+    yield _case("lstm_cell", f"nn.LSTMCell, {call}", _Build(LSTMStep, "", STEP, h_c))
+    pair = f"(float32[batch,{UNITS}], float32[batch,{UNITS}])"
+    bare = _Build(lambda: BareCell(FEATURES, UNITS), "", {"input": STEP["x"]}, {"hx": pair})
+    yield _case("lstm_cell_bare", f"nn.LSTMCell itself, {call}", bare)
+    for name, kind in (("gru", nn.GRUCell), ("rnn", nn.RNNCell)):
+        step = _Build(
+            lambda kind=kind: PlainStep(kind(FEATURES, UNITS)),
+            "hidden",
+            STEP,
+            _states("hidden", shape=f"batch,{UNITS}"),
         )
-    ),
-    _layer(nn.RNN, nonlinearity="relu"),
-    _layer(nn.LSTM, proj_size=2),
-    _layer(nn.LSTM, proj_size=2, num_layers=2, bidirectional=True, batch_first=False),
-    _case(
-        "lstm_last",
-        "nn.LSTM, last output only",
-        _Build(lambda: Last("lstm", nn.LSTM(FEATURES, UNITS, batch_first=True))),
-    ),
-    _case("lstm_learned", "nn.LSTM, learned initial state", _Build(Learned, "lstm")),
-    _case("embedding_gru", "nn.Embedding, nn.GRU", _Build(Tagger, inputs={"x": "int64[batch,time]"}, shape=())),
-    _case("nested", "nn.LSTM (proj_size) and nn.GRU in modules of their own", _Build(Nested, "encoder_lstm_1")),
-    _case(
-        "lstm_states",
-        "nn.LSTM, states as arguments",
-        _Build(
-            lambda: Explicit("lstm", nn.LSTM(FEATURES, UNITS, batch_first=True)),
-            "lstm",
-            states=_states("h", "c", shape=f"1,batch,{UNITS}"),
-        ),
-    ),
-    _case(
-        "lstm_bare",
-        "nn.LSTM itself, its states a tuple",
-        _Build(
-            lambda: Bare(FEATURES, UNITS, batch_first=True),
-            inputs={"input": X["x"]},
-            states={"hx": _HX},
-        ),
-    ),
-    _case("lstm_scripted", "nn.LSTM under torch.jit.script", _Build(Scripted, "lstm_1", scripted=True)),
-    _case(
-        "lstm_cell",
-        "nn.LSTMCell, one timestep a call",
-        _Build(LSTMStep, inputs=STEP, states=_states("h", "c", shape=f"batch,{UNITS}")),
-    ),
-    _case(
-        "lstm_cell_bare",
-        "nn.LSTMCell itself, one timestep a call",
-        _Build(
-            lambda: BareCell(FEATURES, UNITS),
-            inputs={"input": STEP["x"]},
-            states={"hx": f"(float32[batch,{UNITS}], float32[batch,{UNITS}])"},
-        ),
-    ),
-    *(
-        _case(
-            f"{kind.__name__.lower()}_step",
-            f"nn.{kind.__name__}, one timestep a call",
-            _Build(
-                lambda kind=kind: PlainStep(kind(FEATURES, UNITS)),
-                "hidden",
-                inputs=STEP,
-                states=_states("hidden", shape=f"batch,{UNITS}"),
-            ),
-        )
-        for kind in (nn.GRUCell, nn.RNNCell)
-    ),
-    _case(
-        "lstm_cell_loop",
-        f"nn.LSTMCell {_LOOP}",
-        _Build(lambda: LSTMCellLoop(nn.LSTMCell(FEATURES, UNITS)), "cell", scripted=True),
-    ),
-    *(
-        _case(
-            f"{kind.__name__.lower()}_loop",
-            f"nn.{kind.__name__} {_LOOP}",
-            _Build(lambda kind=kind: PlainCellLoop(kind(FEATURES, UNITS)), "cell", scripted=True),
-        )
-        for kind in (nn.GRUCell, nn.RNNCell)
-    ),
-    _case("lstm_cell_loop_within", f"nn.LSTMCell {_LOOP}, in a module that is not", _Build(Around, "decoder")),
-    _case(
-        "conv_lstm_loop",
-        f"convolutional LSTM {_LOOP}",
-        _Build(ConvLoop, "gates", inputs={"x": "float32[batch,time,1,6,6]"}, scripted=True, shape=(1, 6, 6)),
-    ),
-    _case(
-        "conv_lstm_step",
-        "convolutional LSTM, one timestep a call",
-        _Build(
-            ConvStep,
-            inputs={"x": "float32[batch,1,6,6]"},
-            states=_states("h", "c", shape="batch,2,6,6"),
-            shape=(1, 6, 6),
-        ),
-    ),
-)
+        yield _case(f"{name}_cell", f"nn.{kind.__name__}, {call}", step)
+    image = {"x": "float32[batch,1,6,6]"}
+    conv = _Build(ConvStep, "", image, _states("h", "c", shape="batch,2,6,6"), shape=(1, 6, 6))
+    yield _case("conv_lstm_cell", f"convolutional LSTM cell, {call}", conv)
+
+
+def _each_loop() -> Iterator[Case]:
+    loop = f"in a loop {SCRIPT}"
+    lstm = _Build(lambda: LSTMCellLoop(nn.LSTMCell(FEATURES, UNITS)), "cell", scripted=True)
+    yield _case("lstm_cell_loop", f"nn.LSTMCell {loop}", lstm)
+    for name, kind in (("gru", nn.GRUCell), ("rnn", nn.RNNCell)):
+        build = _Build(lambda kind=kind: PlainCellLoop(kind(FEATURES, UNITS)), "cell", scripted=True)
+        yield _case(f"{name}_cell_loop", f"nn.{kind.__name__} {loop}", build)
+    yield _case("lstm_cell_loop_within", f"nn.LSTMCell {loop}, in a module that is not", _Build(Around, "decoder"))
+    video = {"x": "float32[batch,time,1,6,6]"}
+    conv = _Build(ConvLoop, "gates", video, scripted=True, shape=(1, 6, 6))
+    yield _case("conv_lstm_loop", f"convolutional LSTM cell {loop}", conv)
+
+
+CASES: Final = (*_each_layer(), *_each_model(), *_each_step(), *_each_loop())

@@ -113,6 +113,20 @@ def test_a_state_that_names_do_not_tell_is_written_to_model_toml(tmp_path: Path)
     assert load(tmp_path / "step", provider="cpu").layout == model.layout
 
 
+def test_a_state_told_as_an_input_is_refused_with_the_way_to_tell_it(tmp_path: Path):
+    with pytest.raises(ModelRefused, match=r'keeps no state; .* tell it by --state "h='):
+        export(Step(), tmp_path / "step", inputs={"x": "float32[batch,3]", "mine": "float32[batch,4]"})
+
+
+def test_every_argument_of_a_script_must_be_told(tmp_path: Path):
+    class Maybe(Step):
+        def forward(self, x, mine: torch.Tensor | None = None):
+            return self.cell(x, mine)
+
+    with pytest.raises(ModelRefused, match="takes x, mine, and x was told"):
+        export(torch.jit.script(Maybe()), tmp_path / "step", inputs={"x": "float32[batch,3]"})
+
+
 def test_a_frozen_size_is_refused(tmp_path: Path):
     class Frozen(Net):
         def forward(self, x):
@@ -127,7 +141,7 @@ def test_a_frozen_size_is_refused(tmp_path: Path):
 
 def test_what_forward_takes_must_be_told_and_fit(tmp_path: Path):
     net, out = Net(nn.GRU(3, 4, batch_first=True)), tmp_path / "net"
-    with pytest.raises(ModelRefused, match=r'takes x, and nothing was told.* --input "x=float32\[batch,time,8\]"'):
+    with pytest.raises(ModelRefused, match=r'takes x, and nothing was told; .* --input "x=float32\[batch,time,8\]"'):
         export(net, out)
     with pytest.raises(ModelRefused, match="takes x, and x, z was told"):
         export(net, out, inputs={**X, "z": "float32[3]"})

@@ -39,9 +39,9 @@ class Example:
         return {axis: size for axis, size in enumerate(self.dims) if isinstance(size, str)}
 
     def array(self, sizes: Mapping[str, int]) -> Array:
-        """Random numbers, or zeros of an integer type, which index any table."""
+        """Random numbers, or ones of an integer type: they index a table, and are lengths that are not empty."""
         shape = [size if isinstance(size, int) else sizes[size] for size in self.dims]
-        draw = np.random.default_rng(crc32(self.name.encode())).standard_normal if self.dtype.kind == "f" else np.zeros
+        draw = np.random.default_rng(crc32(self.name.encode())).standard_normal if self.dtype.kind == "f" else np.ones
         return np.asarray(draw(shape)).astype(self.dtype)
 
 

@@ -83,17 +83,16 @@ def _check_told(defaults: Mapping[str, Any], told: Mapping[str, str]) -> None:
     if not told or missing or not told.keys() <= defaults.keys():
         name = next(iter(missing or defaults), "x")
         raise ModelRefused(
-            f"forward takes {', '.join(defaults)}, and {', '.join(told) or 'nothing'} was told. Tell each as "
-            f'--input "{name}={example.HOW}" (a word is a size that may be any), or as the module\'s attribute '
-            f'example_inputs = {{"{name}": "{example.HOW}"}}'
+            f"forward takes {', '.join(defaults) or 'nothing by position'}, and {', '.join(told) or 'nothing'} was "
+            f'told; tell each as --input "{name}={example.HOW}", where a word is a size that may be any, or as the '
+            f'attribute example_inputs = {{"{name}": "{example.HOW}"}} of the module'
         )
 
 
 def _defaults(module: nn.Module) -> dict[str, Any]:
-    """Forward's arguments with their defaults."""
+    """Forward's arguments with their defaults; the exporter leaves none out that a script has."""
     if isinstance(module, torch.jit.ScriptModule):
-        _, *arguments = module.forward.schema.arguments
-        return {each.name: each.default_value if each.has_default_value() else _NO_DEFAULT for each in arguments}
+        return {each.name: _NO_DEFAULT for each in module.forward.schema.arguments[1:]}
     plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(module.forward).parameters.values()
     return {each.name: each.default for each in parameters if each.kind in plain}

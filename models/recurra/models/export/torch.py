@@ -93,6 +93,11 @@ def export(
     _name_layers(model.graph)
     found = {pair.input for pair in pairs.find(model.graph)}
     told = [StateConfig(name, name, name + NEXT) for name in forward.states if name not in found]
+    if not (found or told or any(is_recurrent(node) or is_loop(node) for node in walk(model.graph))):
+        raise ModelRefused(
+            "forward keeps no state; where one of its arguments is a state that it gives back, tell it by "
+            f'--state "h={example.HOW}" in place of --input, or as the attribute example_states'
+        )
     source = source or f"the PyTorch module {type(module).__name__}"
     return folder.write(model, out, states=told, version=version, source=source)
 
@@ -161,14 +166,14 @@ def _check(model: ModelProto, fed: Mapping[str, Array], expected: list[Array]) -
     try:
         session = Session(model.SerializeToString(), "cpu")
         error, good = compare(session.run(names, {name: fed[name] for name in session.inputs}), expected)
-        difference = f"differs from the module by {error:.2g}"
+        what = f"differs from the module by {error:.2g}"
     except ERRORS as failure:
-        good, difference = False, f"does not run: {' '.join(str(failure).split())[:200]}"
+        good, what = False, f"does not run: {' '.join(str(failure).split())[:300]}"
     if not good:
-        reason = unrolled(model.graph) or (
-            "a size or a value may have been frozen while it was traced (PyTorch warns of some), or forward is random"
+        frozen = "a size was frozen while it was traced (PyTorch warns of some), or it is random, or no float32"
+        raise ModelRefused(
+            f"with other sizes than it was exported with, the file {what}; {unrolled(model.graph) or frozen}"
         )
-        raise ModelRefused(f"with other sizes than it was exported with, the file {difference}; {reason}")
 
 
 def _give_output(graph: GraphProto, forward: Forward) -> None:
