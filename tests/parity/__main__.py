@@ -60,6 +60,8 @@ def _cases() -> Iterator[Case]:
         try:
             module = importlib.import_module(f"tests.parity.{name}")
         except ModuleNotFoundError as error:
+            if error.name != f"tests.parity.{name}":
+                raise
             sys.stderr.write(f"parity: skipped {name}: {error}\n")
             continue
         yield from module.CASES

@@ -1,4 +1,4 @@
-"""Committed model folders, served, against their frameworks; or those in the folder that RECURRA_PARITY names."""
+"""Committed model folders, served, against their frameworks; or those in the folder that PARITY_CASES names."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from recurra.client import Client
 from tests.parity.case import CHUNKS, ORACLE, RESET_AFTER, Oracle
 from tests.parity.served import largest_error, serving
 
-FOLDER = Path(os.environ.get("RECURRA_PARITY", Path(__file__).with_name("cases"))).resolve()
+FOLDER = Path(os.environ.get("PARITY_CASES", Path(__file__).with_name("cases"))).resolve()
 CASES = sorted(path.parent for path in FOLDER.glob(f"*/{ORACLE}"))
 
 

@@ -9,8 +9,9 @@ from typing import Final
 from zlib import crc32
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from recurra.models.export.example import parse
 from recurra.models.export.torch import export
 from tests.parity.case import CHUNKS, RESET_AFTER, ROWS, TIMESTEPS, Case, Oracle
 from tests.parity.torch_nets import (
@@ -24,6 +25,7 @@ from tests.parity.torch_nets import (
     ConvStep,
     Explicit,
     Headed,
+    Held,
     Last,
     Learned,
     LSTMCellLoop,
@@ -47,7 +49,7 @@ class _Build:
 
     Attributes:
         reset: the layer that is reset; empty for all.
-        shape: of one timestep of the first input.
+        inputs, states: as `export` takes them.
     """
 
     make: Callable[[], nn.Module]
@@ -55,26 +57,34 @@ class _Build:
     inputs: Mapping[str, str] = field(default_factory=lambda: X)
     states: Mapping[str, str] = field(default_factory=dict)
     scripted: bool = False
-    shape: tuple[int, ...] = (FEATURES,)
 
     def __call__(self, folder: Path) -> Oracle:
         torch.manual_seed(crc32(folder.name.encode()))
         module = self.make().eval()
+        for weight in module.parameters():
+            nn.init.normal_(weight, std=0.5)  # large enough that a state which is lost shows
         export(torch.jit.script(module) if self.scripted else module, folder, inputs=self.inputs, states=self.states)
-        ((name, text),) = self.inputs.items()
-        size = (ROWS, TIMESTEPS, *self.shape)
-        x = torch.randint(0, WORDS, size) if text.startswith("int64") else torch.randn(size)
+        drawn = {name: self._draw(name) for name in self.inputs}
         state: State = {}
-        parts = []
+        parts, start = [], 0
         with torch.no_grad():
-            for index, chunk in enumerate(x.split(CHUNKS, 1)):
+            for index, size in enumerate(CHUNKS):
                 if index == RESET_AFTER:
                     state = {layer: value for layer, value in state.items() if self.reset not in ("", layer)}
-                y, state = module.carry(chunk, state)
+                chunk = [x[:, start : start + size] if x.shape[1] == TIMESTEPS else x for x in drawn.values()]
+                y, state = module.carry(*chunk, state)
                 parts.append(y)
+                start += size
         timed = [part.shape[1] for part in parts] == list(CHUNKS)
         y = torch.cat(parts, 1) if timed else torch.stack(parts, 1)
-        return Oracle({name: x.numpy()}, {"y": y.numpy()}, self.reset)
+        return Oracle({name: x.numpy() for name, x in drawn.items()}, {"y": y.numpy()}, self.reset)
+
+    def _draw(self, name: str) -> Tensor:
+        """(ROWS, TIMESTEPS, ...), or (ROWS, ...) of an input that has no time axis beside one that has."""
+        (told,) = parse(name, self.inputs[name])
+        timed = "time" in told.dims or not any("time" in text for text in self.inputs.values())
+        size = [ROWS, *[TIMESTEPS] * timed, *(size for size in told.dims if isinstance(size, int))]
+        return torch.randint(0, WORDS, size) if told.dtype.kind == "i" else torch.randn(size)
 
 
 def _layer(name: str, kind: type[nn.RNNBase], options: str = "", *, batch_first: bool = True) -> Case:
@@ -127,7 +137,9 @@ def _each_model() -> Iterator[Case]:
     bare = _Build(lambda: Bare(FEATURES, UNITS, batch_first=True), "lstm_1", {"input": X["x"]}, {"hx": pair})
     yield _case("lstm_bare", "nn.LSTM itself, its states a tuple", bare)
     yield _case("lstm_scripted", f"nn.LSTM {SCRIPT}", _Build(Scripted, "lstm_1", scripted=True))
-    yield _case("tagger", "nn.Embedding, nn.GRU", _Build(Tagger, "gru", {"x": "int64[batch,time]"}, shape=()))
+    yield _case("tagger", "nn.Embedding, nn.GRU", _Build(Tagger, "gru", {"x": "int64[batch,time]"}))
+    who = {**X, "who": "float32[batch,2]"}
+    yield _case("held", "nn.GRU, a second input that has no time axis", _Build(Held, "gru", who))
     yield _case("nested", "nn.LSTM (proj_size), nn.LayerNorm, nn.GRU in modules", _Build(Nested, "encoder_lstm_1"))
 
 
@@ -147,7 +159,7 @@ def _each_step() -> Iterator[Case]:
         )
         yield _case(f"{name}_cell", f"nn.{kind.__name__}, {call}", step)
     image = {"x": "float32[batch,1,6,6]"}
-    conv = _Build(ConvStep, "", image, _states("h", "c", shape="batch,2,6,6"), shape=(1, 6, 6))
+    conv = _Build(ConvStep, "", image, _states("h", "c", shape="batch,2,6,6"))
     yield _case("conv_lstm_cell", f"convolutional LSTM cell, {call}", conv)
 
 
@@ -160,7 +172,7 @@ def _each_loop() -> Iterator[Case]:
         yield _case(f"{name}_cell_loop", f"nn.{kind.__name__} {loop}", build)
     yield _case("lstm_cell_loop_within", f"nn.LSTMCell {loop}, in a module that is not", _Build(Around, "decoder"))
     video = {"x": "float32[batch,time,1,6,6]"}
-    conv = _Build(ConvLoop, "gates", video, scripted=True, shape=(1, 6, 6))
+    conv = _Build(ConvLoop, "gates", video, scripted=True)
     yield _case("conv_lstm_loop", f"convolutional LSTM cell {loop}", conv)
 
 

@@ -112,6 +112,21 @@ class Tagger(Net):
         return self.head(y), state
 
 
+class Held(Net):
+    """What is known of a session, beside what comes at each timestep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(FEATURES + 2, UNITS, batch_first=True)
+
+    def forward(self, x: Tensor, who: Tensor) -> Tensor:
+        return self.carry(x, who, {})[0]
+
+    def carry(self, x: Tensor, who: Tensor, state: State) -> tuple[Tensor, State]:
+        spread = who.unsqueeze(1).expand(-1, x.shape[1], -1)
+        return stack(self.gru, "gru", torch.cat([x, spread], -1), state)
+
+
 class Learned(Net):
     """An LSTM that starts from a state that was learned."""
 
