@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 from uuid import uuid4
 
 import numpy as np
@@ -15,6 +16,8 @@ from recurra.models.selftest import compare
 from tests.parity.case import CHUNKS, RESET_AFTER, ROWS, Array, Oracle
 from tests.service.processes import ServerProcess
 
+_READY_SECONDS: Final = 240.0  # a hundred models, on a machine that does other things too
+
 
 @contextmanager
 def serving(repository: Path) -> Iterator[Client]:
@@ -22,7 +25,7 @@ def serving(repository: Path) -> Iterator[Client]:
     with tempfile.TemporaryDirectory() as scratch:
         process = ServerProcess(repository, Path(scratch) / "data")
         try:
-            with Client(process.start().address) as client:
+            with Client(process.start(_READY_SECONDS).address) as client:
                 yield client
         finally:
             process.close()

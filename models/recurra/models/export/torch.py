@@ -80,16 +80,16 @@ def export(
         inputs or getattr(module, "example_inputs", None) or {},
         states or getattr(module, "example_states", None) or {},
     )
+    other = forward.arguments(larger=1)
     with _quiet(), torch.no_grad(), cells_known(_OPSET):
         try:
             plain = copy.deepcopy(module).eval()
             model = _to_onnx(_exportable(plain, forward), forward)
-            expected = [value.cpu().numpy() for value in flat(plain(*forward.arguments(larger=1)))]
+            expected = _arrays(plain(*other))
         except _FAILURES as error:
             reason = next(iter(str(error).strip().splitlines()), "")
             raise ModelRefused(f"PyTorch cannot export it: {type(error).__name__}: {reason}") from error
-        fed = [value.cpu().numpy() for value in flat(forward.arguments(larger=1))]
-    _check(model, dict(zip((each.name for each in forward.examples), fed, strict=True)), expected)
+    _check(model, dict(zip((each.name for each in forward.examples), _arrays(other), strict=True)), expected)
     _give_output(model.graph, forward)
     _name_layers(model.graph)
     found = {pair.input for pair in pairs.find(model.graph)}
@@ -159,6 +159,10 @@ def _to_onnx(module: nn.Module, forward: Forward) -> ModelProto:
         dynamo=False,
     )
     return onnx.load_model_from_string(written.getvalue())
+
+
+def _arrays(value: object) -> list[Array]:
+    return [each.cpu().numpy() for each in flat(value)]
 
 
 def _check(model: ModelProto, fed: Mapping[str, Array], expected: list[Array]) -> None:
