@@ -51,6 +51,15 @@ def test_all_must_be_within_their_tolerance_and_nine_of_ten_within_a_millionth()
     )
 
 
+def test_a_case_that_differs_by_design_is_told_but_not_counted():
+    apart = replace(GOOD, case=replace(CASE, differs="for a reason"), error=0.2)
+    said, met = summary([*[GOOD] * 9, apart])
+    assert (said.split(";")[-1], met) == (" 1 may differ by design", True)
+    assert apart.row[3:] == ("2e-01", "7 / -", "yes", "no", "for a reason")
+    assert not summary([*[GOOD] * 9, replace(apart, error=float("inf"))])[1]
+    assert not summary([*[GOOD] * 9, Finding(apart.case, failure="refused")])[1]
+
+
 def test_one_of_each_form_is_committed_before_a_second_and_no_more_than_fits(tmp_path: Path):
     findings = []
     for name, kind, size in [("a", "LSTM", 10), ("b", "LSTM", 20), ("c", "Loop", 70), ("d", "LSTM", 30)]:
