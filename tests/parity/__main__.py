@@ -33,6 +33,8 @@ def main() -> int:
     )
     parser.add_argument("--commit", action="store_true", help="renew tests/parity/cases, which `make test` runs")
     arguments = parser.parse_args()
+    if arguments.commit and arguments.cases:
+        parser.error("--commit takes all cases")
     cases = [case for case in _cases() if not arguments.cases or any(text in case.name for text in arguments.cases)]
     shutil.rmtree(_OUT, ignore_errors=True)
     _OUT.mkdir(parents=True)

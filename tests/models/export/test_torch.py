@@ -175,6 +175,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         """)
     )
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "nets_of_test", raising=False)
     return "nets_of_test"
 

@@ -37,7 +37,7 @@ class Forward:
         self.states = [each.name for name in states for each in self._parts[name]]
 
     def arguments(self, *, larger: int = 0) -> tuple[Any, ...]:
-        """Arguments of the sizes told, where any is right of small ones, or `larger` ones."""
+        """Arguments to call it with; the sizes that may be any are small, and can be made `larger`."""
         sizes = {word: size + larger for word, size in example.sizes(self.examples).items()}
         values: list[Any] = []
         waiting: list[Any] = []  # arguments in front of the last one told, left at their defaults

@@ -117,7 +117,7 @@ def from_command(arguments: argparse.Namespace) -> Model:
 
 def _imported(where: str) -> nn.Module:
     name, _, path = where.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it, for what is imported later too
     try:
         found: Any = importlib.import_module(name)
         for attribute in path.split("."):
@@ -126,8 +126,6 @@ def _imported(where: str) -> nn.Module:
             found = found()
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ModelRefused(f"'{where}' cannot be had: {error}; write it as package.module:attribute") from error
-    finally:
-        sys.path.pop(0)
     if not isinstance(found, nn.Module):
         raise ModelRefused(f"'{where}' is no nn.Module, and no function without arguments that makes one")
     return found
