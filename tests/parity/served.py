@@ -23,7 +23,7 @@ _READY_SECONDS: Final = 240.0  # a hundred models, on a machine that does other 
 def serving(repository: Path) -> Iterator[Client]:
     """A client of a server of all models in `repository`, with the store that it embeds."""
     with tempfile.TemporaryDirectory() as scratch:
-        process = ServerProcess(repository, Path(scratch) / "data")
+        process = ServerProcess(repository, Path(scratch) / "data", "--trial-seconds", "off")
         try:
             with Client(process.start(_READY_SECONDS).address) as client:
                 yield client
