@@ -77,6 +77,12 @@ def test_what_loops_carry_stops_at_each_rows_end(tmp_path: Path, what: str):
             np.testing.assert_allclose(new.take([row], spec.batch_axis), end, atol=1e-6)
 
 
+def test_native_nodes_in_a_body_run_one_timestep_a_time_and_are_told_no_lengths():
+    """As torch.jit.script writes a loop over LSTMCell."""
+    model = load(Path(__file__).parents[1] / "parity/cases/torch_lstm_cell_loop", provider="cpu")
+    assert model.self_test.ragged
+
+
 def test_a_scan_against_time_starts_each_row_at_its_own_end(tmp_path: Path):
     built, weights = loops.scan(backwards=True)
     model = loaded(built, tmp_path)

@@ -12,10 +12,10 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from recurra.models.carried import Carried, body_of, carried, is_loop, plain
-from recurra.models.graph import attribute, is_recurrent, walk
+from recurra.models.graph import attribute
 from recurra.models.layout import StatePort
 from recurra.models.names import all_names, unused
-from recurra.models.seats import places
+from recurra.models.seats import natives, places
 
 LENGTHS: Final = "recurra_lengths"
 _POSITION: Final = 4  # of sequence_lens among a native node's inputs
@@ -34,14 +34,14 @@ def with_lengths(model: ModelProto, states: Mapping[str, StatePort]) -> str:
     graph = model.graph
     taken = all_names(graph)
     name = unused(LENGTHS, taken)
-    natives = [node for node in walk(graph) if is_recurrent(node)]
-    for node in natives:
+    outside = [place.node for place in natives(graph)]  # those in bodies run one timestep a time
+    for node in outside:
         while len(node.input) <= _POSITION:
             node.input.append("")
         node.input[_POSITION] = node.input[_POSITION] or name
     holder = _Holder(graph, name, taken, states)
     held = [holder.hold(place.graphs[-1], place.node) for place in list(places(graph)) if is_loop(place.node)]
-    if not natives and not any(held):
+    if not outside and not any(held):
         return ""
     graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT32, [None]))
     return name
