@@ -42,8 +42,9 @@ $(EXPORT)/.ready: $(READY)
 	@$(EXPORT)/bin/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,export]'
 	@touch $@
 
-# Every layer built in its framework, exported, served, and compared with the framework; writes docs/models.md.
+# The exporters' tests; then every layer built in its framework, served, and compared with it. Writes docs/models.md.
 parity: export-setup
+	$(EXPORT)/bin/pytest tests/models/export
 	$(EXPORT)/bin/python -m tests.parity
 
 # The SDK as its users install it, with the newest protobuf and grpcio that it admits; the tests have protobuf 6.

@@ -25,9 +25,10 @@ def model(*inputs: TensorSpec, chunk_sizes: tuple[int, ...] = ()) -> Model:
         chunk_sizes=chunk_sizes,
         session_ttl=None,
         max_batch=0,
-        self_test=SelfTest(chunked=True, batched=True, chunked_error=0, batched_error=0, notes=()),
+        self_test=SelfTest(chunked=True, batched=True, chunked_error=0, batched_error=0, notes=(), ragged=False),
         providers=(),
         nodes={},
+        start_inputs=(),
     )
 
 

@@ -60,12 +60,21 @@ def test_sessions(run, session) -> None:
     assert err.startswith("CLOSED: ")
 
 
+def test_predict_takes_what_a_session_starts_from(run) -> None:
+    source = json.dumps([[0.5] * 5] * 3)
+    status, out, _ = run("predict", "gru", "--input", "[[1,2,3]]", "--start", source, "--json")
+    fresh = run("predict", "gru", "--input", "[[1,2,3]]", "--json")[1]
+    assert status == 0
+    assert np.abs(np.array(json.loads(out)) - np.array(json.loads(fresh))).max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
         (("sessions", "reset", "lstm", "nobody"), "SESSION_NOT_FOUND: "),
         (("predict", "none", "--input", "[1]"), "MODEL_NOT_FOUND: "),
         (("predict", "lstm", "--input", "[1"), "INVALID_ARGUMENT: --input is not JSON"),
+        (("predict", "gru", "--input", "[[1,2,3]]", "--start", "[1"), "INVALID_ARGUMENT: --start is not JSON"),
         (("predict", "lstm", "--input", '"x"'), "INVALID_ARGUMENT: --input must be an array"),
         (("predict", "lstm", "--input", "@nowhere.npy"), "[Errno 2] No such file"),
         (("models", "--address", "127.0.0.1:1", "--timeout", "0.2"), "UNREACHABLE: "),

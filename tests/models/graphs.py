@@ -399,14 +399,14 @@ def branching_gru(
     """A GRU in both branches of an If; its state (1, N, H) is input "memory_a" and output "memory_b", if `exposed`.
 
     Args:
-        other: what stands in the second branch: "gru", or "mean", which has no state.
+        other: what stands in the second branch: "gru", "mean", which has no state, or "fresh", the GRU from zeros.
         flag: the constant that decides; None: whether the chunk has more than one timestep.
 
     """
     drawn = Weights.draw("GRU", 3, hidden)
 
     def branch(prefix: str, kind: str = "gru") -> onnx.GraphProto:
-        inputs = ["x_time", "gru_w", "gru_r", "gru_b"] + (["", "memory_a"] if exposed else [])
+        inputs = ["x_time", "gru_w", "gru_r", "gru_b"] + (["", "memory_a"] if exposed and kind == "gru" else [])
         outputs = [f"{prefix}y", *([f"{prefix}end"] if exposed else [])]
         node = helper.make_node("GRU", inputs, outputs, name=f"{prefix}gru", hidden_size=hidden, linear_before_reset=1)
         nodes = [node]

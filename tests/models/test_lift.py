@@ -8,7 +8,9 @@ import pytest
 from onnx import helper
 
 from recurra.models import Model, ModelRefused, layers, load
+from recurra.models.config import StateConfig
 from recurra.models.lift import lift
+from recurra.models.pairs import explicit
 
 
 def fresh(model: Model, rows: int) -> list[graphs.Array]:
@@ -226,3 +228,27 @@ def test_a_layer_in_the_body_of_a_loop_is_refused(tmp_path: Path):
 )
 def test_layers_are_named_as_the_file_names_them(names: list[str], expected: list[str]):
     assert layers.names([helper.make_node("LSTM", [], [], name=name) for name in names]) == expected
+
+
+def test_zeros_in_the_branch_for_an_empty_state_are_no_state_of_their_own():
+    """As torch scripts a step: `if len(state)`, one branch starts from it, the other, for no state yet, from zeros."""
+    built, _ = graphs.branching_gru(other="fresh", flag=None)
+    known = explicit(built.graph, [StateConfig("h", "memory_a", "memory_b")])
+    assert lift(built, known) == ([], [])
+
+
+def test_an_initial_state_behind_a_convolution_that_needs_many_samples_is_evaluated():
+    """The state's size follows the shape of what a reflecting Pad gives, which refuses short chunks."""
+    nodes = [
+        helper.make_node("Pad", ["x", "wide"], ["padded"], mode="reflect"),
+        helper.make_node("Transpose", ["padded"], ["p_time"], perm=[1, 0, 2]),
+        helper.make_node("Shape", ["p_time"], ["rows"], start=1, end=2),
+        helper.make_node("Concat", ["one", "rows", "eight"], ["shape"], axis=0),
+        helper.make_node("ConstantOfShape", ["shape"], ["zeros"]),
+        helper.make_node("LSTM", ["p_time", "l_w", "l_r", "l_b", "", "zeros", "zeros"], ["y"], hidden_size=8),
+    ]
+    stored = [graphs.const("wide", [0, 20, 0, 0, 20, 0]), graphs.const("one", [1]), graphs.const("eight", [8])]
+    stored += graphs.Weights.draw("LSTM", 3, 8).initializers("l")
+    built = graphs.model(nodes, [graphs.info("x", ["batch", "time", 3])], [graphs.info("y", None)], stored)
+    found, _ = lift(built)
+    assert [(pair.name, pair.fresh.shape) for pair in found] == [("lstm_1/h", (1, 8)), ("lstm_1/c", (1, 8))]

@@ -179,6 +179,7 @@ def request(
     x: Arrays,
     *,
     initial: Mapping[str, Array] | None = None,
+    start: Arrays | None = None,
     mask: Iterable[int] = (),
     return_states: bool = False,
     return_sequences: bool | None = None,
@@ -192,6 +193,7 @@ def request(
         operation=operation(**more),
         inputs=tensors(x),
         initial_state=tensors(initial),
+        start_inputs=tensors(start),
         mask=bytes(mask),
         options=inference_pb2.PredictOptions(
             return_states=return_states, return_sequences=return_sequences, commit=commit

@@ -51,13 +51,13 @@ class ServerProcess:
         self.address = ""
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> Self:
-        """Start it, and wait until it is ready."""
+    def start(self, seconds: float = READY_SECONDS) -> Self:
+        """Start it, and wait until it is ready: until its models have passed their self-tests."""
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", SERVE, *self._flags], stdout=subprocess.PIPE, stderr=log
             )
-        line = self._line()
+        line = self._line(seconds)
         assert line.startswith("recurra is ready on "), f"{line!r}; its log:\n{self.log}"
         self.address = line.split()[-1]
         return self
@@ -111,12 +111,12 @@ class ServerProcess:
             with contextlib.suppress(redis.RedisError):
                 os.kill(self.store_pid, signal.SIGKILL)
 
-    def _line(self) -> str:
+    def _line(self, seconds: float) -> str:
         assert self.process is not None
         assert self.process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
-            assert selector.select(READY_SECONDS), f"not ready within {READY_SECONDS:g} s; its log:\n{self.log}"
+            assert selector.select(seconds), f"not ready within {seconds:g} s; its log:\n{self.log}"
         return self.process.stdout.readline().decode().strip()
 
 

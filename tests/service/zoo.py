@@ -1,7 +1,7 @@
 """The models that the tests serve, and what each must answer: the whole input run at once, in numpy.
 
 "lstm": x (N, T, 3) float32 through a native LSTM that hides its state and a dense layer, y (N, T, 2).
-"gru": time-major, x (T, N, 3) with its state given in and out, y (T, N, 4).
+"gru": time-major, x (T, N, 3) with its state given in and out, y (T, N, 4); its start graph reads a source (N, S, 5).
 "cell": one timestep a call, x (N, 3), y (N, 4).
 "embed": tokens (N, T) int64 below 11 index a table, y (N, T, 4).
 "picky": one timestep a call, x (N, 2), h' = h / 2 + x, y = h'; fails on x[0] > 1000, and its state can overflow.
@@ -99,6 +99,22 @@ def gru(hidden: int = 4) -> Recurrent:
     return Recurrent("gru", built, _running(weights), (np.zeros((1, hidden), np.float32),))
 
 
+def encoder(hidden: int = 4) -> tuple[ModelProto, Callable[[Array], Array]]:
+    """The start graph of "gru", and what it gives: a source (S, 5) to the state (1, hidden)."""
+    weights = graphs.Weights.draw("GRU", 5, hidden, seed=8)
+    nodes = [
+        helper.make_node("Transpose", ["source"], ["s_time"], perm=[1, 0, 2]),
+        helper.make_node("GRU", ["s_time", "s_w", "s_r", "s_b"], ["", "h0"], hidden_size=hidden, linear_before_reset=1),
+    ]
+    inputs, outputs = [graphs.info("source", ["batch", "length", 5])], [graphs.info("h0", [1, "batch", hidden])]
+    built = graphs.model(nodes, inputs, outputs, weights.initializers("s"))
+
+    def run(source: Array) -> Array:
+        return graphs.oracle(weights, source[None], np.zeros((1, hidden)))[1].astype(np.float32)
+
+    return built, run
+
+
 def cell() -> Recurrent:
     built, weights = graphs.one_step_cell(hidden=4)
     return Recurrent("cell", built, _running(weights), (np.zeros(4, np.float32),))
@@ -159,6 +175,7 @@ def lay_out(root: Path) -> Path:
     """The model repository that the tests serve, in the folder `root`."""
     for model in MODELS.values():
         graphs.write(model.built, root, model.name)
+    (root / "gru/1/start.onnx").write_bytes(encoder()[0].SerializeToString())
     (root / "broken/1").mkdir(parents=True)
     (root / "broken/1/model.onnx").write_bytes(b"this is no model")
     return root

@@ -10,7 +10,7 @@ from typing import Self
 
 from numpy.typing import ArrayLike
 
-from recurra.client.arrays import Inputs, lay_out, state_tensors
+from recurra.client.arrays import Inputs, lay_out, start_tensors, state_tensors
 from recurra.client.batch import AsyncBatch
 from recurra.client.channel import GET_MODEL, LIST_MODELS, LIST_SESSIONS, PREDICT, Channel
 from recurra.client.chunk import Prediction, both, tensors, to_mask, to_outputs, to_states
@@ -103,6 +103,7 @@ class AsyncClient:
         return_states: bool = False,
         return_sequences: bool = True,
         initial_state: Mapping[str, ArrayLike] | None = None,
+        start: Inputs | None = None,
         mask: ArrayLike | None = None,
         timeout: float | None = None,
     ) -> Prediction:
@@ -114,6 +115,7 @@ class AsyncClient:
             inputs=tensors(chunk),
             options=inference_pb2.PredictOptions(return_states=return_states, return_sequences=return_sequences),
             initial_state=state_tensors(known, initial_state or {}),
+            start_inputs=start_tensors(known, start),
             mask=to_mask(mask, chunk),
         )
         response = await self._context.read(PREDICT, request, timeout)

@@ -24,16 +24,34 @@ def by_name(model: Model, x: Inputs) -> list[tuple[TensorSpec, Array]]:
 
     Raises InvalidArgument for a missing or unknown input, or a dtype that cannot be converted safely.
     """
+    return _matched(model.inputs, x, takes(model))
+
+
+def start_tensors(model: Model, x: Inputs | None) -> list[tensor_pb2.Tensor]:
+    """Messages for the start graph's inputs; none for None. Raises InvalidArgument for what does not fit."""
+    if x is None:
+        return []
+    if not model.start_inputs:
+        raise InvalidArgument(f"model '{model.name}' has no start graph: it takes no start")
+    told = f"the start of model '{model.name}' takes {', '.join(map(str, model.start_inputs))}"
+    found = _matched(model.start_inputs, x, told)
+    for spec, array in found:
+        if not fits(array.shape, spec):
+            raise InvalidArgument(f"'{spec.name}' has shape {array.shape}; {told}")
+    return [to_tensor(array, spec.name) for spec, array in found]
+
+
+def _matched(specs: Sequence[TensorSpec], x: Inputs, told: str) -> list[tuple[TensorSpec, Array]]:
     given = x if isinstance(x, Mapping) else None
     if given is None:
-        if len(model.inputs) != 1:
-            raise InvalidArgument(f"give a dict of arrays by name: {takes(model)}")
-        return [(model.inputs[0], convert(x, model.inputs[0].dtype, model.inputs[0].name))]  # type: ignore[arg-type]
-    names = {spec.name for spec in model.inputs}
+        if len(specs) != 1:
+            raise InvalidArgument(f"give a dict of arrays by name: {told}")
+        return [(specs[0], convert(x, specs[0].dtype, specs[0].name))]  # type: ignore[arg-type]
+    names = {spec.name for spec in specs}
     if names != set(given):
         wrong = ", ".join(sorted(map(str, names ^ set(given))))
-        raise InvalidArgument(f"missing or unknown: {wrong}; {takes(model)}")
-    return [(spec, convert(given[spec.name], spec.dtype, spec.name)) for spec in model.inputs]
+        raise InvalidArgument(f"missing or unknown: {wrong}; {told}")
+    return [(spec, convert(given[spec.name], spec.dtype, spec.name)) for spec in specs]
 
 
 def convert(value: ArrayLike, dtype: np.dtype[Any], name: str) -> Array:

@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--input", default="-", metavar="JSON|@FILE|-", help="JSON, @file.npy, @file.csv, or JSON on stdin (default)"
     )
+    predict.add_argument("--start", metavar="JSON|@FILE|-", help="what the states that this starts from are made of")
     predict.set_defaults(command=_predict)
 
     sessions = commands.add_parser("sessions", help="list, show, reset or end sessions")
@@ -111,9 +112,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _predict(client: Client, options: argparse.Namespace) -> object:
     x = read_input(options.input, sys.stdin)
+    start = None if options.start is None else read_input(options.start, sys.stdin, "--start")
     if options.session is None:
-        return client.predict(options.model, x)
-    return client.session(options.model, options.session).predict(x)
+        return client.predict(options.model, x, start=start)
+    return client.session(options.model, options.session).predict(x, start=start)
 
 
 def _list(client: Client, options: argparse.Namespace) -> object:

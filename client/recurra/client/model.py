@@ -55,6 +55,7 @@ class SelfTest:
     chunked_error: float
     batched_error: float
     notes: tuple[str, ...]
+    ragged: bool
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Model:
         chunk_sizes: how many timesteps a chunk may have; empty for any number.
         session_ttl: seconds that a session lives without another operation; None if unknown.
         nodes: how many of the graph's nodes run on each provider.
+        start_inputs: what the model makes a session's first states of; empty for one without a start graph.
 
     """
 
@@ -83,6 +85,7 @@ class Model:
     self_test: SelfTest
     providers: tuple[str, ...]
     nodes: dict[str, int]
+    start_inputs: tuple[TensorSpec, ...]
 
 
 @dataclass(frozen=True)
@@ -110,9 +113,12 @@ def read_model(message: model_pb2.Model) -> Model:
         chunk_sizes=tuple(message.chunk_sizes),
         session_ttl=message.session_ttl.ToTimedelta().total_seconds() if message.HasField("session_ttl") else None,
         max_batch=message.max_batch,
-        self_test=SelfTest(test.chunked, test.batched, test.chunked_error, test.batched_error, tuple(test.notes)),
+        self_test=SelfTest(
+            test.chunked, test.batched, test.chunked_error, test.batched_error, tuple(test.notes), test.ragged
+        ),
         providers=tuple(message.providers),
         nodes=dict(message.nodes),
+        start_inputs=tuple(map(_tensor, message.start_inputs)),
     )
 
 

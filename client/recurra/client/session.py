@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from google.protobuf.duration_pb2 import Duration
 from numpy.typing import ArrayLike
 
-from recurra.client.arrays import Array, Inputs, check_names, lay_out, state_tensors
+from recurra.client.arrays import Array, Inputs, check_names, lay_out, start_tensors, state_tensors
 from recurra.client.channel import GET_SESSION, GET_STATE
 from recurra.client.chunk import Prediction, both, tensors, to_mask, to_outputs, to_states
 from recurra.client.delivery import Context, Delivery
@@ -94,6 +94,7 @@ class AsyncSession:
         return_states: bool = False,
         return_sequences: bool = True,
         initial_state: Mapping[str, ArrayLike] | None = None,
+        start: Inputs | None = None,
         mask: ArrayLike | None = None,
         commit: bool = True,
         ttl: float | None = None,
@@ -106,6 +107,8 @@ class AsyncSession:
             return_states: also return the states after the last timestep, by name.
             return_sequences: all timesteps of an output; False: the last only.
             initial_state: states to start from instead of the session's, by name.
+            start: what the model's start graph makes the states of that this starts from: the source of a translation,
+                an image's features. An array, or a dict by name.
             mask: (T,); timesteps with False change nothing and repeat the output before them.
             commit: False: what if; the session stays as it is.
             ttl: seconds that the session lives without another operation.
@@ -127,6 +130,7 @@ class AsyncSession:
             inputs=tensors(chunk),
             options=options,
             initial_state=state_tensors(model, initial_state or {}),
+            start_inputs=start_tensors(model, start),
             mask=to_mask(mask, chunk),
         )
         reply = await self._apply(request, timeout, dry=not commit)

@@ -12,12 +12,13 @@ from recurra.client.arrays import Inputs
 from recurra.wire.errors import InvalidArgument
 
 
-def read_input(text: str, stdin: IO[str]) -> Inputs:
+def read_input(text: str, stdin: IO[str], option: str = "--input") -> Inputs:
     """The input that `text` stands for.
 
     Args:
         text: JSON (an array, or an object of arrays by input name); "-" for JSON on `stdin`; "@" and a path to a .npy
             file, to a .csv file (a row a timestep; a first line of names is passed over), or to a file of JSON.
+        option: what it was given as.
 
     Raises:
         InvalidArgument: it is none of these.
@@ -26,7 +27,7 @@ def read_input(text: str, stdin: IO[str]) -> Inputs:
     if text == "-":
         return _from_json(stdin.read(), "standard input")
     if not text.startswith("@"):
-        return _from_json(text, "--input")
+        return _from_json(text, option)
     path = Path(text[1:])
     try:
         if path.suffix == ".npy":

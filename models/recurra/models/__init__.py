@@ -6,6 +6,7 @@ from recurra.models.refusal import ModelRefused
 from recurra.models.repository import Model, find, load
 from recurra.models.selftest import SelfTest
 from recurra.models.signature import Signature, StateSpec, TensorSpec
+from recurra.models.start import Start
 
 __all__ = [
     "Model",
@@ -14,6 +15,7 @@ __all__ = [
     "Program",
     "SelfTest",
     "Signature",
+    "Start",
     "StateSpec",
     "TensorSpec",
     "find",

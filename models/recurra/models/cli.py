@@ -65,6 +65,7 @@ def _description(model: Model, pairs: dict[str, str]) -> dict[str, Any]:
         "version": model.version,
         "inputs": [_tensor(spec) for spec in model.signature.inputs],
         "outputs": [_tensor(spec) for spec in model.signature.outputs],
+        "start_inputs": [_tensor(spec) for spec in _start(model)],
         "states": [_state(spec, pairs) for spec in model.signature.states],
         "chunk_sizes": list(model.signature.chunk_sizes),
         "state_bytes": model.signature.state_bytes,
@@ -117,7 +118,10 @@ def _fresh(spec: StateSpec) -> str:
 
 def _print(console: Console, model: Model, pairs: dict[str, str]) -> None:
     console.print(f"[bold]{escape(model.name)}[/] version {escape(model.version)}", highlight=False)
-    for title, specs in (("Inputs", model.signature.inputs), ("Outputs", model.signature.outputs)):
+    tensors = {"Inputs": model.signature.inputs, "Outputs": model.signature.outputs, "Start inputs": _start(model)}
+    for title, specs in tensors.items():
+        if not specs:
+            continue
         table = Table("name", "dtype", "shape", "values", title=title, title_justify="left")
         for spec in specs:
             values = f"{spec.bounds[0]} to {spec.bounds[1]}" if spec.bounds else "any"
@@ -140,6 +144,10 @@ def _print(console: Console, model: Model, pairs: dict[str, str]) -> None:
     console.print(f"chunk sizes: {sizes}; sessions in a batch: up to {model.max_batch}")
     nodes = ", ".join(f"{count} on {provider}" for provider, count in model.nodes.items())
     console.print(f"nodes: {nodes or 'unknown to this ONNX Runtime'}", highlight=False)
+
+
+def _start(model: Model) -> tuple[TensorSpec, ...]:
+    return model.start.inputs if model.start else ()
 
 
 def _shape(spec: TensorSpec) -> str:

@@ -59,7 +59,7 @@ class ModelConfig:
         session_ttl: seconds after its last operation that a session is kept.
         max_batch: sessions in one run at most.
         durability: what an acknowledgement means.
-        sha256: hex digest that model.onnx must have, None for any.
+        sha256, start_sha256: hex digests that model.onnx and start.onnx must have, None for any.
 
     """
 
@@ -70,6 +70,7 @@ class ModelConfig:
     max_batch: int = 256
     durability: str = "committed"
     sha256: str | None = None
+    start_sha256: str | None = None
 
 
 def read(path: Path) -> ModelConfig:
@@ -96,6 +97,7 @@ def parse(text: str) -> ModelConfig:
         max_batch=table.take("max_batch", toml.positive, 256),
         durability=table.take("durability", toml.durability, "committed"),
         sha256=table.take("sha256", toml.digest, None),
+        start_sha256=table.take("start_sha256", toml.digest, None),
     )
     table.close()
     names = [state.name for state in config.states]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import Final
 
 import numpy as np
 from onnx import GraphProto, ModelProto, ValueInfoProto, helper
@@ -12,6 +14,8 @@ from recurra.models.graph import ancestors, data_inputs, dims_of, dtype_of
 from recurra.models.refusal import ModelRefused
 from recurra.models.session import ERRORS, Session
 from recurra.models.signature import Array
+
+_SCALES: Final = (1, 160)
 
 # Sizes of a graph input that are one: those of one name, and each that has none. Its name, or its number.
 Group = str
@@ -62,16 +66,22 @@ def evaluate(model: ModelProto, graphs: Sequence[GraphProto], names: Sequence[st
     session = Session(_slice(model, graphs, wanted), "cpu")
     inputs = [value for value in data_inputs(model.graph) if value.name in session.inputs]
     failure: Exception | None = None
-    # Sizes without a name may be any, or may have to be equal between inputs.
-    for alone in (True, False):
+    # Sizes without a name may be any, or may have to be equal between inputs; a convolution may need large ones.
+    for scale, alone in product(_SCALES, (True, False)):
         groups = _groups(inputs, alone=alone)
+        sizes = {
+            group: (scale * (2 + index), scale * (3 + 2 * index))
+            for index, group in enumerate(dict.fromkeys(groups.values()))
+        }
         try:
-            runs = [_run(session, inputs, groups, size) for size in (_first, _second)]
+            runs = [
+                _run(session, inputs, groups, {group: pair[turn] for group, pair in sizes.items()}) for turn in (0, 1)
+            ]
         except ERRORS as error:
-            failure = error
+            failure = failure or error
             continue
-        pairs = {(_first(index), _second(index)): group for index, group in enumerate(dict.fromkeys(groups.values()))}
-        return {name: _initial((runs[0][i], runs[1][i]), pairs) for i, name in enumerate(wanted)}
+        followed = {pair: group for group, pair in sizes.items()}
+        return {name: _initial((runs[0][i], runs[1][i]), followed) for i, name in enumerate(wanted)}
     raise ModelRefused(f"the initial state '{wanted[0]}' cannot be evaluated: {failure}") from failure
 
 
@@ -105,21 +115,12 @@ def _groups(inputs: Sequence[ValueInfoProto], *, alone: bool) -> dict[tuple[str,
     }
 
 
-def _first(index: int) -> int:
-    return 2 + index
-
-
-def _second(index: int) -> int:
-    return 3 + 2 * index
-
-
 def _run(
     session: Session,
     inputs: Sequence[ValueInfoProto],
     groups: Mapping[tuple[str, int], Group],
-    size: Callable[[int], int],
+    sizes: Mapping[Group, int],
 ) -> list[Array]:
-    sizes = {group: size(index) for index, group in enumerate(dict.fromkeys(groups.values()))}
     feed = {}
     for value in inputs:
         dims = [

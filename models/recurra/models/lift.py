@@ -12,7 +12,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from recurra.models import layers
 from recurra.models.expose import Exposer
 from recurra.models.flow import KINDS, Flow
-from recurra.models.graph import attribute, constants, is_recurrent, label, walk
+from recurra.models.graph import ancestors, attribute, constants, is_recurrent, label, walk
 from recurra.models.pairs import Pair
 from recurra.models.refusal import ModelRefused
 from recurra.models.seats import Kept, Loops, Place, Seat, evaluate, native_seats, natives, places, reached
@@ -51,14 +51,21 @@ def lift(model: ModelProto, known: Iterable[Pair] = ()) -> tuple[list[Pair], lis
 
 
 def _native(model: ModelProto, exposed: set[str]) -> list[Kept]:
-    """The states of native nodes. Raises ModelRefused for one that is computed from the data."""
-    seats = []
+    """The states of native nodes. Raises ModelRefused for one that is computed from the data.
+
+    A layer that starts from a known state in one branch of an If and from zeros in another, where that state is empty,
+    has none of its own there.
+    """
+    seats, served = [], set[str]()
     for seat in (seat for place in natives(model.graph) for seat in native_seats(place)):
         inputs = reached(model, seat)
         if inputs and not inputs & exposed:
             raise ModelRefused(_from_data(seat, sorted(inputs)))
-        if not inputs:
+        if inputs:
+            served.add(_weights(seat.place))
+        else:
             seats.append(seat)
+    seats = [seat for seat in seats if len(seat.place.graphs) == 1 or _weights(seat.place) not in served]
     initials = evaluate(model, seats)
     found = []
     for seat in seats:
@@ -107,13 +114,11 @@ def _is_twin(one: Kept, other: Kept) -> bool:
 
 
 def _weights(place: Place) -> str:
-    """What tells whether two nodes are one layer: their recurrent weights."""
-    name = place.node.input[_RECURRENT_WEIGHTS]
-    for graph in reversed(place.graphs):
-        tensor = constants(graph).get(name)
-        if tensor is not None:
-            return sha256(tensor.raw_data or tensor.SerializeToString()).hexdigest()
-    return name
+    """What tells whether two nodes are one layer: their recurrent weights, or what these are cut from."""
+    _, names = ancestors(place.graphs, [place.node.input[_RECURRENT_WEIGHTS]], through_shapes=False)
+    stored = {name: tensor for graph in place.graphs for name, tensor in constants(graph).items() if name in names}
+    parts = [tensor.raw_data or tensor.SerializeToString() for tensor in stored.values()]
+    return sha256(max(parts, key=len)).hexdigest() if parts else place.node.input[_RECURRENT_WEIGHTS]
 
 
 def _refuse_restarted(graph: GraphProto) -> None:
@@ -141,7 +146,7 @@ def _from_data(seat: Seat, inputs: list[str]) -> str:
         )
     return (
         f"{where} starts from a state that is computed from the data ({', '.join(inputs)}): it would start "
-        "anew at every call; export the part that computes it as a model of its own, and this state as input and output"
+        "anew at every call; export the part that computes it as start.onnx, and the rest as model.onnx beside it"
     )
 
 

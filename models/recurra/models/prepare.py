@@ -88,7 +88,7 @@ def prepare(model: ModelProto, config: ModelConfig, folder: Path, *, gpu: bool =
         folder,
         tuple(pairs),
         tuple(fixed),
-        _bounds(graph),
+        bounds(graph),
         tuple(doubts),
     )
     if not prepared.inputs:
@@ -168,7 +168,7 @@ def _constant(value: ValueInfoProto, given: object, batch_axis: int | None) -> C
     return Constant(value.name, array, axis)
 
 
-def _bounds(graph: GraphProto) -> dict[str, tuple[int, int]]:
+def bounds(graph: GraphProto) -> dict[str, tuple[int, int]]:
     """The rows of the tables that inputs index."""
     flow, tables = Flow(graph), constants(graph)
     inputs = {value.name for value in data_inputs(graph)}

@@ -75,7 +75,10 @@ def _settle(session: Session, prepared: Prepared, layout: Layout, usual: int | N
 def _failure(error: Exception) -> str:
     if isinstance(error, ModelRefused):
         return str(error)
-    return f"it does not run: {' '.join(str(error).split())[:400]}"
+    return (
+        f"it does not run: {' '.join(str(error).split())[:400]}; if it takes only chunks of certain sizes, or an input "
+        "has one right value, say so in model.toml: chunk_sizes = [...] or constant = ... under [inputs.NAME]"
+    )
 
 
 def _run(session: Session, prepared: Prepared, layout: Layout) -> list[_Seen]:

@@ -35,12 +35,15 @@ class Program:
         """Whether the GPU is preferred."""
         return self._session.on_gpu
 
-    def run(self, inputs: Sequence[Array], states: Sequence[Array]) -> tuple[list[Array], list[Array]]:
+    def run(
+        self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None
+    ) -> tuple[list[Array], list[Array]]:
         """Advances N sessions by a chunk of T timesteps, both at least 1.
 
         Args:
             inputs: in the signature's order, each (N, T, *shape), or (N, *shape) without a time axis.
             states: in the signature's order, C-contiguous, N at each one's batch axis.
+            lengths: (N,) timesteps of each row, the rest is padding, where the graph is made for that; None: all T.
 
         Returns:
             outputs (N, T, *shape) or (N, *shape), which may be views, and the new states, laid out like `states`.
@@ -49,7 +52,7 @@ class Program:
 
         """
         if not self.layout.stepwise:
-            return self._call(inputs, states)
+            return self._call(inputs, states, lengths)
         steps = []
         for step in range(self._timesteps(inputs)):
             outputs, states = self._call(self.step(inputs, step), states)
@@ -61,7 +64,9 @@ class Program:
             )
         return [np.stack(each, axis=1) for each in zip(*steps, strict=True)], list(states)
 
-    def feed(self, inputs: Sequence[Array], states: Sequence[Array]) -> tuple[dict[str, Array], list[Array]]:
+    def feed(
+        self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None
+    ) -> tuple[dict[str, Array], list[Array]]:
         """What the graph is fed for one call, by name, and the new context samples."""
         layout = self.layout
         count = len(layout.states)
@@ -78,17 +83,19 @@ class Program:
                 kept = chunk[:, -port.context :] if axis == 1 else chunk[..., -port.context :]
                 contexts.append(np.ascontiguousarray(kept))
             fed[port.spec.name] = port.to_graph(chunk)
-        rows, timesteps = len(inputs[0]), self._timesteps(inputs)
+        counts = np.full(len(inputs[0]), self._timesteps(inputs)) if lengths is None else lengths
         for constant in layout.constants:
-            fed[constant.name] = _repeated(constant, rows, timesteps)
+            fed[constant.name] = _repeated(constant, counts)
         return fed, contexts
 
     def raw(self, outputs: Sequence[str], fed: Mapping[str, Array]) -> list[Array]:
         """Outputs of one call of the graph by name, as the graph lays them out."""
         return self._session.run(outputs, fed)
 
-    def _call(self, inputs: Sequence[Array], states: Sequence[Array]) -> tuple[list[Array], list[Array]]:
-        fed, contexts = self.feed(inputs, states)
+    def _call(
+        self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None
+    ) -> tuple[list[Array], list[Array]]:
+        fed, contexts = self.feed(inputs, states, lengths)
         results = self._session.run(self._fetch, fed)
         count = len(self.layout.outputs)
         outputs = [port.from_graph(array) for port, array in zip(self.layout.outputs, results[:count], strict=True)]
@@ -115,8 +122,10 @@ class Program:
         return 1
 
 
-def _repeated(constant: Constant, rows: int, timesteps: int) -> Array:
-    value = np.full_like(constant.value, timesteps) if constant.counts else constant.value
+def _repeated(constant: Constant, counts: Array) -> Array:
+    """The constant for a batch of rows with so many timesteps."""
+    if constant.counts:
+        return counts.astype(constant.value.dtype)
     if constant.batch_axis is None:
-        return value
-    return np.repeat(np.expand_dims(value, constant.batch_axis), rows, axis=constant.batch_axis)
+        return constant.value
+    return np.repeat(np.expand_dims(constant.value, constant.batch_axis), len(counts), axis=constant.batch_axis)

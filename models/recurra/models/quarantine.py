@@ -1,11 +1,12 @@
 """A stranger's model is first loaded in a child process: a file can crash the runtime, fill the memory, or never end.
 
-The child's verdict is kept on disk by the content of all files of the model and the versions of what read them, so that
-a file is tried once. What passed is then loaded here as any other: the child hands back a verdict, and no data.
+The child's verdict is kept on disk by the content of all files of the model and of the code that reads them, so that a
+file is tried once. What passed is then loaded here as any other: the child hands back a verdict, and no data.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from typing import Final
 from recurra.models.refusal import ModelRefused
 from recurra.models.repository import load
 
-_PACKAGES: Final = ("recurra", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
+_PACKAGES: Final = ("onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
 _BLOCK: Final = 2**20
 
 
@@ -31,7 +32,7 @@ def clear(
 
     Args:
         folder: as `load` takes it.
-        cache: where verdicts are kept; None for nowhere.
+        cache: where verdicts are kept; None for nowhere, and so where it cannot be written.
         timeout_seconds: of wall-clock and of processor time.
         max_bytes: of address space, the libraries included.
 
@@ -47,15 +48,16 @@ def clear(
 
 
 def digest(folder: Path) -> str:
-    """A hex digest of all files in `folder`, their names among them, and of the versions of the packages."""
+    """A hex digest of all files in `folder`, their names among them, of this code, and of the packages' versions."""
     total = hashlib.sha256()
     for package in _PACKAGES:
         total.update(f"{package} {_version(package)}\n".encode())
-    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
-        total.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                total.update(block)
+    for root, pattern in ((Path(__file__).parent, "*.py"), (folder, "*")):
+        for path in sorted(each for each in root.rglob(pattern) if each.is_file()):
+            total.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
+            with path.open("rb") as file:
+                while block := file.read(_BLOCK):
+                    total.update(block)
     return total.hexdigest()
 
 
@@ -76,30 +78,33 @@ def _kept(path: Path) -> str | None:
 
 
 def _keep(path: Path, verdict: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}")
-    draft.write_text(json.dumps({"refused": verdict}), "utf-8")
-    draft.replace(path)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps({"refused": verdict}), "utf-8")
+        draft.replace(path)
 
 
 def _try(folder: Path, timeout_seconds: float, max_bytes: int) -> str:
     """Why the model is refused, empty if it is not. Raises ModelRefused if the child did not come to say so."""
-    command = [sys.executable, "-I", "-m", __spec__.name, str(folder), str(int(timeout_seconds) + 1), str(max_bytes)]
+    command = [sys.executable, "-P", "-m", __spec__.name, str(folder), str(int(timeout_seconds) + 1), str(max_bytes)]
     try:
         child = subprocess.run(  # noqa: S603
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_seconds, check=False, env={}
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_seconds, check=False
         )
     except subprocess.TimeoutExpired:
         raise ModelRefused(
-            f"'{folder.name}' took more than {timeout_seconds:g} s to load; serve it only if you trust it"
+            f"'{folder.name}' took more than {timeout_seconds:g} s to load in a trial; if you trust it, raise "
+            "--trial-seconds, or say --trial-seconds off"
         ) from None
     verdict = child.stdout.decode(errors="replace").strip().rpartition("\n")[2]
     try:
         return str(json.loads(verdict)["refused"])
     except (ValueError, KeyError, TypeError):
-        end = (
-            f"signal {signal.Signals(-child.returncode).name}" if child.returncode < 0 else f"status {child.returncode}"
-        )
+        last = child.stderr.decode(errors="replace").strip().rpartition("\n")[2][:200]
+        end = f"status {child.returncode}, {last}"
+        if child.returncode < 0:
+            end = f"signal {signal.Signals(-child.returncode).name}"
         raise ModelRefused(f"'{folder.name}' ends the process that loads it ({end}); do not serve it") from None
 
 

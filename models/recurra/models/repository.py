@@ -1,4 +1,4 @@
-"""Models on disk: `<model>/<version>/model.onnx` and an optional `<model>/model.toml`."""
+"""Models on disk: `<model>/<version>/model.onnx`, beside it start.onnx or not, and an optional `<model>/model.toml`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from recurra.models import config, fidelity, ragged, source
+from recurra.models import config, fidelity, source, start
 from recurra.models.axes import plans
 from recurra.models.config import ModelConfig
 from recurra.models.culprit import culprit
@@ -17,12 +17,15 @@ from recurra.models.layout import Layout
 from recurra.models.prepare import Prepared, prepare
 from recurra.models.probe import probe
 from recurra.models.program import Program
+from recurra.models.ragged import ragged
 from recurra.models.refusal import ModelRefused
 from recurra.models.selftest import ChunksDiffer, SelfTest, prove
 from recurra.models.session import Session, choose
 from recurra.models.signature import Signature
+from recurra.models.start import Start
 
 FILE: Final = "model.onnx"
+START: Final = "start.onnx"
 SETTINGS: Final = "model.toml"
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -32,6 +35,8 @@ class Model:
     """A model that is ready to serve.
 
     Attributes:
+        ragged: the program for batches whose rows have several lengths, padded; None where rows must have one length.
+        start: makes the states that a session starts from out of a source, where the model has a start.onnx.
         max_batch: sessions in one run at most; 1 where the self-test found that they disturb each other.
         layout: 16 bytes that tell whether a stored state fits: a digest of the states' names, dtypes and shapes.
         providers: ONNX Runtime's, in order of preference.
@@ -43,6 +48,8 @@ class Model:
     version: str
     signature: Signature
     program: Program
+    ragged: Program | None
+    start: Start | None
     config: ModelConfig
     self_test: SelfTest
     max_batch: int
@@ -91,8 +98,9 @@ def load_file(path: Path, name: str, version: str, folder: Path, *, provider: st
         session = Session(prepared.content, provider)
         layout, self_test = _prove(session, prepared)
         program = Program(session, layout)
-        if self_test.batched:
-            self_test = replace(self_test, ragged=ragged.holds(prepared.content, program))
+        padded = ragged(prepared.content, program) if self_test.batched else None
+        self_test = replace(self_test, ragged=padded is not None)
+        starting = start.read(path.with_name(START), settings.start_sha256, layout, provider)
         if any(pair.origin == "lifted" for pair in prepared.pairs):
             self_test = replace(self_test, notes=self_test.notes + fidelity.check(original, program))
     except ModelRefused:
@@ -105,6 +113,8 @@ def load_file(path: Path, name: str, version: str, folder: Path, *, provider: st
         version=version,
         signature=signature,
         program=program,
+        ragged=padded,
+        start=starting,
         config=settings,
         self_test=self_test,
         max_batch=settings.max_batch if self_test.batched else 1,

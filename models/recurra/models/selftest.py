@@ -30,8 +30,7 @@ class SelfTest:
         batched: sessions in one batch get what each gets alone. Where False, one session runs at a time.
         chunked_error, batched_error: the largest difference seen, of values above 1 relative to them.
         notes: for people.
-        ragged: rows of several lengths, padded to one, get in outputs and states what each gets alone, if the graph is
-            given their lengths (`recurra.models.ragged`).
+        ragged: rows of several lengths, padded to one, get in outputs and states what each gets alone.
 
     """
 

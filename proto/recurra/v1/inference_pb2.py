@@ -28,35 +28,35 @@ from recurra.v1 import session_pb2 as recurra_dot_v1_dot_session__pb2
 from recurra.v1 import tensor_pb2 as recurra_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arecurra/v1/inference.proto\x12\nrecurra.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x18recurra/v1/session.proto\x1a\x17recurra/v1/tensor.proto\"\xa7\x01\n\x0ePredictOptions\x12\x15\n\rreturn_states\x18\x01 \x01(\x08\x12\x1d\n\x10return_sequences\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x13\n\x06\x63ommit\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12*\n\ndurability\x18\x04 \x01(\x0e\x32\x16.recurra.v1.DurabilityB\x13\n\x11_return_sequencesB\t\n\x07_commit\"\xe4\x01\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12(\n\toperation\x18\x03 \x01(\x0b\x32\x15.recurra.v1.Operation\x12\"\n\x06inputs\x18\x04 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12+\n\x07options\x18\x05 \x01(\x0b\x32\x1a.recurra.v1.PredictOptions\x12)\n\rinitial_state\x18\x06 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12\x0c\n\x04mask\x18\x07 \x01(\x0c\"\x93\x01\n\x0fPredictResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.recurra.v1.Session\x12#\n\x07outputs\x18\x02 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12\"\n\x06states\x18\x03 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12\x11\n\tduplicate\x18\x04 \x01(\x08\"\x8a\x01\n\x14StreamPredictRequest\x12 \n\x04\x62ind\x18\x01 \x01(\x0b\x32\x10.recurra.v1.BindH\x00\x12$\n\x06unbind\x18\x02 \x01(\x0b\x32\x12.recurra.v1.UnbindH\x00\x12\"\n\x05\x66rame\x18\x03 \x01(\x0b\x32\x11.recurra.v1.FrameH\x00\x42\x06\n\x04kind\"?\n\x15StreamPredictResponse\x12&\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x17.recurra.v1.FrameResult\"8\n\x04\x42ind\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08sessions\x18\x02 \x03(\t\x12\x0f\n\x07handles\x18\x03 \x03(\r\"\x19\n\x06Unbind\x12\x0f\n\x07handles\x18\x01 \x03(\r\"\xf9\x01\n\x05\x46rame\x12\x0b\n\x03tag\x18\x01 \x01(\x04\x12\x0f\n\x07handles\x18\x02 \x01(\x0c\x12\x0b\n\x03ids\x18\x03 \x01(\x0c\x12\x0e\n\x06\x61\x66ters\x18\x04 \x01(\x0c\x12\"\n\x06inputs\x18\x05 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12\x0f\n\x07lengths\x18\x06 \x01(\x0c\x12+\n\x07options\x18\x07 \x01(\x0b\x32\x1a.recurra.v1.PredictOptions\x12\"\n\x06\x63reate\x18\x08 \x01(\x0e\x32\x12.recurra.v1.Create\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb3\x02\n\x0b\x46rameResult\x12\x0b\n\x03tag\x18\x01 \x01(\x04\x12#\n\x07outputs\x18\x02 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12\"\n\x06states\x18\x03 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12\x11\n\tpositions\x18\x04 \x01(\x0c\x12\x19\n\x11\x64urable_positions\x18\x05 \x01(\x0c\x12\x14\n\x0cincarnations\x18\x06 \x01(\x0c\x12\x0f\n\x07\x63reated\x18\x07 \x01(\x0c\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x06\x65rrors\x18\t \x03(\x0b\x32\x14.recurra.v1.RowError\x12\"\n\x06status\x18\n \x01(\x0b\x32\x12.google.rpc.Status\";\n\x08RowError\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status*B\n\nDurability\x12\x1a\n\x16\x44URABILITY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44URABILITY_COMMITTED\x10\x01\x32\xb0\x01\n\x10InferenceService\x12\x42\n\x07Predict\x12\x1a.recurra.v1.PredictRequest\x1a\x1b.recurra.v1.PredictResponse\x12X\n\rStreamPredict\x12 .recurra.v1.StreamPredictRequest\x1a!.recurra.v1.StreamPredictResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arecurra/v1/inference.proto\x12\nrecurra.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x18recurra/v1/session.proto\x1a\x17recurra/v1/tensor.proto\"\xa7\x01\n\x0ePredictOptions\x12\x15\n\rreturn_states\x18\x01 \x01(\x08\x12\x1d\n\x10return_sequences\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x13\n\x06\x63ommit\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12*\n\ndurability\x18\x04 \x01(\x0e\x32\x16.recurra.v1.DurabilityB\x13\n\x11_return_sequencesB\t\n\x07_commit\"\x8e\x02\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12(\n\toperation\x18\x03 \x01(\x0b\x32\x15.recurra.v1.Operation\x12\"\n\x06inputs\x18\x04 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12+\n\x07options\x18\x05 \x01(\x0b\x32\x1a.recurra.v1.PredictOptions\x12)\n\rinitial_state\x18\x06 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12\x0c\n\x04mask\x18\x07 \x01(\x0c\x12(\n\x0cstart_inputs\x18\x08 \x03(\x0b\x32\x12.recurra.v1.Tensor\"\x93\x01\n\x0fPredictResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.recurra.v1.Session\x12#\n\x07outputs\x18\x02 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12\"\n\x06states\x18\x03 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12\x11\n\tduplicate\x18\x04 \x01(\x08\"\x8a\x01\n\x14StreamPredictRequest\x12 \n\x04\x62ind\x18\x01 \x01(\x0b\x32\x10.recurra.v1.BindH\x00\x12$\n\x06unbind\x18\x02 \x01(\x0b\x32\x12.recurra.v1.UnbindH\x00\x12\"\n\x05\x66rame\x18\x03 \x01(\x0b\x32\x11.recurra.v1.FrameH\x00\x42\x06\n\x04kind\"?\n\x15StreamPredictResponse\x12&\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x17.recurra.v1.FrameResult\"8\n\x04\x42ind\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08sessions\x18\x02 \x03(\t\x12\x0f\n\x07handles\x18\x03 \x03(\r\"\x19\n\x06Unbind\x12\x0f\n\x07handles\x18\x01 \x03(\r\"\xf9\x01\n\x05\x46rame\x12\x0b\n\x03tag\x18\x01 \x01(\x04\x12\x0f\n\x07handles\x18\x02 \x01(\x0c\x12\x0b\n\x03ids\x18\x03 \x01(\x0c\x12\x0e\n\x06\x61\x66ters\x18\x04 \x01(\x0c\x12\"\n\x06inputs\x18\x05 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12\x0f\n\x07lengths\x18\x06 \x01(\x0c\x12+\n\x07options\x18\x07 \x01(\x0b\x32\x1a.recurra.v1.PredictOptions\x12\"\n\x06\x63reate\x18\x08 \x01(\x0e\x32\x12.recurra.v1.Create\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb3\x02\n\x0b\x46rameResult\x12\x0b\n\x03tag\x18\x01 \x01(\x04\x12#\n\x07outputs\x18\x02 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12\"\n\x06states\x18\x03 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12\x11\n\tpositions\x18\x04 \x01(\x0c\x12\x19\n\x11\x64urable_positions\x18\x05 \x01(\x0c\x12\x14\n\x0cincarnations\x18\x06 \x01(\x0c\x12\x0f\n\x07\x63reated\x18\x07 \x01(\x0c\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x06\x65rrors\x18\t \x03(\x0b\x32\x14.recurra.v1.RowError\x12\"\n\x06status\x18\n \x01(\x0b\x32\x12.google.rpc.Status\";\n\x08RowError\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status*B\n\nDurability\x12\x1a\n\x16\x44URABILITY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44URABILITY_COMMITTED\x10\x01\x32\xb0\x01\n\x10InferenceService\x12\x42\n\x07Predict\x12\x1a.recurra.v1.PredictRequest\x1a\x1b.recurra.v1.PredictResponse\x12X\n\rStreamPredict\x12 .recurra.v1.StreamPredictRequest\x1a!.recurra.v1.StreamPredictResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'recurra.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DURABILITY']._serialized_start=1616
-  _globals['_DURABILITY']._serialized_end=1682
+  _globals['_DURABILITY']._serialized_start=1658
+  _globals['_DURABILITY']._serialized_end=1724
   _globals['_PREDICTOPTIONS']._serialized_start=152
   _globals['_PREDICTOPTIONS']._serialized_end=319
   _globals['_PREDICTREQUEST']._serialized_start=322
-  _globals['_PREDICTREQUEST']._serialized_end=550
-  _globals['_PREDICTRESPONSE']._serialized_start=553
-  _globals['_PREDICTRESPONSE']._serialized_end=700
-  _globals['_STREAMPREDICTREQUEST']._serialized_start=703
-  _globals['_STREAMPREDICTREQUEST']._serialized_end=841
-  _globals['_STREAMPREDICTRESPONSE']._serialized_start=843
-  _globals['_STREAMPREDICTRESPONSE']._serialized_end=906
-  _globals['_BIND']._serialized_start=908
-  _globals['_BIND']._serialized_end=964
-  _globals['_UNBIND']._serialized_start=966
-  _globals['_UNBIND']._serialized_end=991
-  _globals['_FRAME']._serialized_start=994
-  _globals['_FRAME']._serialized_end=1243
-  _globals['_FRAMERESULT']._serialized_start=1246
-  _globals['_FRAMERESULT']._serialized_end=1553
-  _globals['_ROWERROR']._serialized_start=1555
-  _globals['_ROWERROR']._serialized_end=1614
-  _globals['_INFERENCESERVICE']._serialized_start=1685
-  _globals['_INFERENCESERVICE']._serialized_end=1861
+  _globals['_PREDICTREQUEST']._serialized_end=592
+  _globals['_PREDICTRESPONSE']._serialized_start=595
+  _globals['_PREDICTRESPONSE']._serialized_end=742
+  _globals['_STREAMPREDICTREQUEST']._serialized_start=745
+  _globals['_STREAMPREDICTREQUEST']._serialized_end=883
+  _globals['_STREAMPREDICTRESPONSE']._serialized_start=885
+  _globals['_STREAMPREDICTRESPONSE']._serialized_end=948
+  _globals['_BIND']._serialized_start=950
+  _globals['_BIND']._serialized_end=1006
+  _globals['_UNBIND']._serialized_start=1008
+  _globals['_UNBIND']._serialized_end=1033
+  _globals['_FRAME']._serialized_start=1036
+  _globals['_FRAME']._serialized_end=1285
+  _globals['_FRAMERESULT']._serialized_start=1288
+  _globals['_FRAMERESULT']._serialized_end=1595
+  _globals['_ROWERROR']._serialized_start=1597
+  _globals['_ROWERROR']._serialized_end=1656
+  _globals['_INFERENCESERVICE']._serialized_start=1727
+  _globals['_INFERENCESERVICE']._serialized_end=1903
 # @@protoc_insertion_point(module_scope)

@@ -94,6 +94,7 @@ class PredictRequest(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     INITIAL_STATE_FIELD_NUMBER: _builtins.int
     MASK_FIELD_NUMBER: _builtins.int
+    START_INPUTS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     session: _builtins.str
     """Empty: stateless; the chunk starts from the fresh state and nothing is kept."""
@@ -111,6 +112,12 @@ class PredictRequest(_message.Message):
     def initial_state(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]:
         """States to start from instead of the session's, by name, without the batch axis. The position starts from 0."""
 
+    @_builtins.property
+    def start_inputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]:
+        """What the model's start graph makes the states of that this starts from (Model.start_inputs), by name; one needs no name. No batch
+        axis. Empty: none. `initial_state` has the last word, state by state. The position starts from 0.
+        """
+
     def __init__(
         self,
         *,
@@ -121,10 +128,11 @@ class PredictRequest(_message.Message):
         options: Global___PredictOptions | None = ...,
         initial_state: _abc.Iterable[_tensor_pb2.Tensor] | None = ...,
         mask: _builtins.bytes = ...,
+        start_inputs: _abc.Iterable[_tensor_pb2.Tensor] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation", "options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["initial_state", b"initial_state", "inputs", b"inputs", "mask", b"mask", "model", b"model", "operation", b"operation", "options", b"options", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["initial_state", b"initial_state", "inputs", b"inputs", "mask", b"mask", "model", b"model", "operation", b"operation", "options", b"options", "session", b"session", "start_inputs", b"start_inputs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -78,6 +78,7 @@ class Model(_message.Message):
     SELF_TEST_FIELD_NUMBER: _builtins.int
     PROVIDERS_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
+    START_INPUTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.str
     status: Global___ModelStatus.ValueType
@@ -108,6 +109,10 @@ class Model(_message.Message):
     def nodes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """How many of the graph's nodes run on each provider."""
 
+    @_builtins.property
+    def start_inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorSpec]:
+        """What a predict may give as start_inputs, whole, without a time axis; empty for a model without a start graph."""
+
     def __init__(
         self,
         *,
@@ -125,10 +130,11 @@ class Model(_message.Message):
         self_test: Global___SelfTest | None = ...,
         providers: _abc.Iterable[_builtins.str] | None = ...,
         nodes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        start_inputs: _abc.Iterable[Global___TensorSpec] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["self_test", b"self_test", "session_ttl", b"session_ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_sizes", b"chunk_sizes", "error", b"error", "inputs", b"inputs", "max_batch", b"max_batch", "name", b"name", "nodes", b"nodes", "outputs", b"outputs", "providers", b"providers", "self_test", b"self_test", "session_ttl", b"session_ttl", "state_bytes", b"state_bytes", "states", b"states", "status", b"status", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_sizes", b"chunk_sizes", "error", b"error", "inputs", b"inputs", "max_batch", b"max_batch", "name", b"name", "nodes", b"nodes", "outputs", b"outputs", "providers", b"providers", "self_test", b"self_test", "session_ttl", b"session_ttl", "start_inputs", b"start_inputs", "state_bytes", b"state_bytes", "states", b"states", "status", b"status", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -212,6 +218,7 @@ class SelfTest(_message.Message):
     CHUNKED_ERROR_FIELD_NUMBER: _builtins.int
     BATCHED_ERROR_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    RAGGED_FIELD_NUMBER: _builtins.int
     chunked: _builtins.bool
     """A long chunk equals the same timesteps in pieces."""
     batched: _builtins.bool
@@ -219,6 +226,8 @@ class SelfTest(_message.Message):
     chunked_error: _builtins.float
     """The largest absolute differences seen."""
     batched_error: _builtins.float
+    ragged: _builtins.bool
+    """Chunks of several lengths, padded to one, get in one batch what each gets alone; if false only equal lengths share a run."""
     @_builtins.property
     def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What the checks say to a person."""
@@ -231,10 +240,11 @@ class SelfTest(_message.Message):
         chunked_error: _builtins.float = ...,
         batched_error: _builtins.float = ...,
         notes: _abc.Iterable[_builtins.str] | None = ...,
+        ragged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batched", b"batched", "batched_error", b"batched_error", "chunked", b"chunked", "chunked_error", b"chunked_error", "notes", b"notes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batched", b"batched", "batched_error", b"batched_error", "chunked", b"chunked", "chunked_error", b"chunked_error", "notes", b"notes", "ragged", b"ragged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

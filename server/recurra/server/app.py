@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import grpc
@@ -16,6 +17,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from recurra import models
+from recurra.models import quarantine
 from recurra.server.api.errors import Guard
 from recurra.server.api.inference import Inference
 from recurra.server.api.models import Models
@@ -131,17 +133,26 @@ async def _load(settings: Settings, store: RedisStore, device: ThreadPoolExecuto
     for name, folder in models.find(settings.models).items():
         began = time.monotonic()
         try:
-            model = await asyncio.to_thread(models.load, folder, provider=settings.provider)
+            model = await asyncio.to_thread(_model, folder, settings)
         except models.ModelRefused as error:
             served.refused[name] = str(error)
             _log.error("model.refused", model=name, error=error)
             continue
         slots = max(1, min(settings.slots, _SLAB_BYTES // max(1, model.signature.state_bytes)))
-        runner = SlabRunner(model.signature, model.program, device, slots=slots + 1)
+        runner = SlabRunner(
+            model.signature, model.program, device, slots=slots + 1, ragged=model.ragged, start=model.start
+        )
         limits = Limits(queue=settings.queue_limit, slots=slots)
         served.engines[name] = Engine(model, runner, store, SystemClock(), metrics.for_model(name), limits=limits)
         _log.info("model.loaded", model=name, version=model.version, seconds=round(time.monotonic() - began, 3))
     return served
+
+
+def _model(folder: Path, settings: Settings) -> models.Model:
+    """The model, loaded in a process of its own first. Raises ModelRefused."""
+    if settings.trial_seconds is not None:
+        quarantine.clear(folder, cache=settings.cache, timeout_seconds=settings.trial_seconds)
+    return models.load(folder, provider=settings.provider)
 
 
 async def _stop(tasks: list[asyncio.Task[None]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,11 @@ def _path(text: str) -> Path:
     return path
 
 
+def _cache(text: str) -> Path | None:
+    whole = os.path.expanduser(text)  # noqa: PTH111 # it leaves the text as it is for a user who has no home
+    return None if text == "off" or whole.startswith("~") else _path(whole)
+
+
 def _store(text: str) -> str:
     if text == EMBEDDED:
         return text
@@ -95,6 +101,10 @@ def _seconds(text: str) -> float:
     return number
 
 
+def _seconds_or_off(text: str) -> float | None:
+    return None if text == "off" else _seconds(text)
+
+
 class _Rule(NamedTuple):
     """How a setting is read: the text that stands for it where nothing is given, and what it takes, in words."""
 
@@ -112,6 +122,15 @@ _RULES: Final = {
     ),
     "data": _Rule("./data", _path, "a folder, made if it is missing", "the embedded store's folder"),
     "provider": _Rule("auto", _choice("auto", "cuda", "cpu"), "auto, cuda or cpu", "where models run"),
+    "trial_seconds": _Rule(
+        "120.0",
+        _seconds_or_off,
+        "seconds above 0, or off",
+        "longest that a model's first load, in a process of its own, may take; off: no such trial",
+    ),
+    "cache": _Rule(
+        "~/.cache/recurra", _cache, "a folder, made if it is missing, or off", "where the trials' verdicts are kept"
+    ),
     "metrics": _Rule(None, _address_or_off, "HOST:PORT or off", "where to serve Prometheus metrics"),
     "queue_limit": _Rule(
         "8192", _whole(1, 1 << 24), "a whole number of operations, 1 to 16777216", "operations waiting per model"
@@ -136,7 +155,8 @@ _RULES: Final = {
 class Settings:
     """What one server runs with. Every field is the flag of its name and the variable RECURRA_<NAME>.
 
-    `queue_limit` counts operations waiting per model, `slots` sessions kept hot per model; `metrics` is None when off.
+    `queue_limit` counts operations waiting per model, `slots` sessions kept hot per model; `trial_seconds`, `cache` and
+    `metrics` are None when off.
     """
 
     models: Path
@@ -144,6 +164,8 @@ class Settings:
     store: str
     data: Path
     provider: Literal["auto", "cuda", "cpu"]
+    trial_seconds: float | None
+    cache: Path | None
     metrics: str | None
     queue_limit: int
     slots: int

@@ -140,7 +140,7 @@ async def test_what_the_model_raises_comes_through_and_changes_nothing(repositor
 async def test_runs_take_turns_on_the_devices_one_thread():
     inside, order = 0, []
 
-    def run(inputs, states):
+    def run(inputs, states, lengths):
         nonlocal inside
         inside += 1
         assert inside == 1

@@ -124,10 +124,10 @@ class GatedRunner:
         self.gather, self.scatter = runner.gather, runner.scatter
         self.to_bytes, self.from_bytes = runner.to_bytes, runner.from_bytes
 
-    async def run(self, inputs: Sequence[Array], states: Sequence[Array]) -> Step:
+    async def run(self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None) -> Step:
         self.runs.append((inputs[0].shape[0], inputs[0].shape[1]))
         await self.gates.pass_("run")
-        return self.spoil(inputs, await self._runner.run(inputs, states))
+        return self.spoil(inputs, await self._runner.run(inputs, states, lengths))
 
 
 class Clock:
@@ -313,7 +313,7 @@ class World:
         self._stack.push_async_callback(store.close)
         device = ThreadPoolExecutor(1)
         self._stack.callback(device.shutdown)
-        runner = SlabRunner(model.signature, model.program, device, slots=slots + 1)
+        runner = SlabRunner(model.signature, model.program, device, slots=slots + 1, ragged=model.ragged)
         made = Replica(model, store, runner, limits=Limits(queue=queue, slots=slots))
         self._stack.push_async_callback(made.stop)
         return made

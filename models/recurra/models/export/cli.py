@@ -47,6 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     torch = kinds.add_parser("torch", help="a PyTorch module")
     torch.add_argument("model", metavar="MODULE:ATTR", help="an nn.Module, or a function that makes one")
+    for flag, size, what in (
+        ("--input", "batch,time,8", "an argument of forward; a word is a size that may be any"),
+        ("--state", "batch,16", "one that forward gives back, new"),
+    ):
+        torch.add_argument(flag, action="append", default=[], metavar=f"NAME=float32[{size}]", help=what)
     for each in (keras, torch):
         each.add_argument("out", type=Path, metavar="OUT", help="the model folder to write; its name is the model's")
         each.add_argument("--version", type=int, default=1, help="the version to write (default: %(default)s)")

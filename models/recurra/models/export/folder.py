@@ -32,6 +32,8 @@ def write(
 ) -> Model:
     """Writes `folder` and answers the model as the server will load it. What cannot be served is not written.
 
+    A model.toml that is there already, beside other versions, stays as it is.
+
     Args:
         folder: its name is the model's.
         states: pairs that the graph does not tell by itself.
@@ -52,9 +54,13 @@ def write(
         draft = Path(scratch) / folder.name
         (draft / str(version)).mkdir(parents=True)
         (draft / str(version) / FILE).write_bytes(model.SerializeToString())
-        (draft / SETTINGS).write_text(_settings(states), "utf-8")
-        for name, array in files.items():
-            np.save(draft / name, array)
+        if (folder / SETTINGS).exists():
+            for each in (folder / SETTINGS, *folder.glob("*.npy")):
+                shutil.copy(each, draft)
+        else:
+            (draft / SETTINGS).write_text(_settings(states), "utf-8")
+            for name, array in files.items():
+                np.save(draft / name, array)
         loaded = load(draft, provider="cpu")
         (draft / _README).write_text(_readme(loaded, source), "utf-8")
         shutil.copytree(draft, folder, dirs_exist_ok=True)

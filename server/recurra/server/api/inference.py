@@ -49,6 +49,7 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
             kind=Kind.PREDICT,
             wait_seconds=operations.wait_seconds(context),
             given=inputs.states(model.signature, request.initial_state),
+            start=inputs.start(model, request.start_inputs),
             inputs=arrays,
             timesteps=timesteps if steps is None else len(steps),
             commit=bool(slot) and (options.commit if options.HasField("commit") else True),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recurra.models import Signature, StateSpec, TensorSpec
+from recurra.models import Model, Signature, StateSpec, TensorSpec
 from recurra.v1 import tensor_pb2
 from recurra.wire.errors import InvalidArgument
 from recurra.wire.tensors import to_array, to_arrays
@@ -28,7 +28,7 @@ def chunk(signature: Signature, tensors: Sequence[tensor_pb2.Tensor], rows: int 
     Raises:
         InvalidArgument: a wrong name, dtype, shape or size of chunk; a value that is not finite or no valid index.
     """
-    arrays = _by_name(signature, tensors)
+    arrays = _by_name(signature.inputs, tensors)
     timesteps: int | None = None
     for spec in signature.inputs:
         array = arrays[spec.name] = arrays[spec.name] if rows is not None else arrays[spec.name][None]
@@ -40,6 +40,19 @@ def chunk(signature: Signature, tensors: Sequence[tensor_pb2.Tensor], rows: int 
     count = 1 if timesteps is None else timesteps
     allow(signature, count)
     return [arrays[spec.name] for spec in signature.inputs], count
+
+
+def start(model: Model, tensors: Sequence[tensor_pb2.Tensor]) -> list[Array]:
+    """The start graph's inputs, each (1, ...); none for none. Raises InvalidArgument."""
+    if not tensors:
+        return []
+    if model.start is None:
+        raise InvalidArgument(f"model '{model.name}' takes no start inputs: it has no start.onnx")
+    specs = model.start.inputs
+    arrays = {name: array[None] for name, array in _by_name(specs, tensors).items()}
+    for spec in specs:
+        _check(spec, arrays[spec.name], None)
+    return [arrays[spec.name] for spec in specs]
 
 
 def allow(signature: Signature, timesteps: int) -> None:
@@ -82,14 +95,13 @@ def chosen(signature: Signature, names: Sequence[str]) -> list[int]:
     return sorted(found)
 
 
-def _by_name(signature: Signature, tensors: Sequence[tensor_pb2.Tensor]) -> dict[str, Array]:
-    if len(tensors) == len(signature.inputs) == 1 and not tensors[0].name:
-        return {signature.inputs[0].name: to_array(tensors[0])}
+def _by_name(specs: Sequence[TensorSpec], tensors: Sequence[tensor_pb2.Tensor]) -> dict[str, Array]:
+    if len(tensors) == len(specs) == 1 and not tensors[0].name:
+        return {specs[0].name: to_array(tensors[0])}
     arrays = to_arrays(tensors)
-    wanted = {spec.name for spec in signature.inputs}
-    if arrays.keys() != wanted:
+    if arrays.keys() != {spec.name for spec in specs}:
         got = ", ".join(f"'{name}'" for name in arrays) or "none"
-        raise InvalidArgument(f"inputs {got}; the model takes {_names(signature.inputs)}")
+        raise InvalidArgument(f"inputs {got}; the model takes {_names(specs)}")
     return arrays
 
 

@@ -68,9 +68,11 @@ def _describe(model: Model) -> model_pb2.Model:
             chunked_error=test.chunked_error,
             batched_error=test.batched_error,
             notes=test.notes,
+            ragged=test.ragged,
         ),
         providers=model.providers,
         nodes=model.nodes,
+        start_inputs=[_spec(spec) for spec in model.start.inputs] if model.start else [],
     )
 
 

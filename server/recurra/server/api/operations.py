@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -97,6 +98,7 @@ def block(
     kind: Kind,
     wait_seconds: float | None,
     given: dict[int, Array] | None = None,
+    start: Sequence[Array] = (),
     **more: Any,
 ) -> Block:
     """A block of one operation; `more` goes into it as it is. Raises InvalidArgument."""
@@ -109,6 +111,8 @@ def block(
     salted = options_salt(kind, timesteps, states, sequences)
     if given:
         salted = salt(salted, *(part for index in sorted(given) for part in (index, given[index])))
+    if start:  # not what comes of it: another replica may compute that a little differently
+        salted = salt(salted, "start", *start)
     after = operation.after or bytes(ID_BYTES)
     wait = LONGEST_WAIT_SECONDS if wait_seconds is None else wait_seconds
     return Block(
@@ -117,6 +121,7 @@ def block(
         ids=ids(operation.id or os.urandom(ID_BYTES), 1),
         afters=column(after, 1, "after"),
         given=given,
+        start=list(start),
         salt=salted,
         create=create(operation.create),
         ttl_ms=_ttl_ms(operation, engine.model),

@@ -20,18 +20,20 @@ class Batch:
 
     Attributes:
         head: a block that stands for all of them in what the key covers.
+        lengths: (N,) timesteps of each row, where they differ and the inputs are padded; None where all have head's.
     """
 
     def __init__(self, parts: list[Part]) -> None:
         self.parts = parts
         self.head: Block = parts[0].block
+        timesteps, counts = [block.timesteps for block, _ in parts], [len(rows) for _, rows in parts]
+        self.lengths: NDArray[np.int64] | None = np.repeat(timesteps, counts) if len(set(timesteps)) > 1 else None
         self.slots: NDArray[np.intp] = self._join(lambda block: block.slots)
         self.epochs: NDArray[np.int64] = self._join(lambda block: block.epochs)
         self.ids: NDArray[np.uint64] = self._join(lambda block: block.ids)
         self.afters: NDArray[np.uint64] = self._join(lambda block: block.afters)
         self.inputs: list[Array] = [self._join(_input(at)) for at in range(len(self.head.inputs))]
         scalars = np.array([(b.sequence, b.create, b.told_expire_ms, b.ttl_ms) for b, _ in parts], np.int64)
-        counts = [len(rows) for _, rows in parts]
         self.sequences, self.creates, self.told_expire_ms, self.ttl_ms = np.repeat(scalars, counts, axis=0).T
         self._salts = np.repeat(np.array([block.salt for block, _ in parts], np.uint64), counts)
 
@@ -40,6 +42,7 @@ class Batch:
 
     def digests(self) -> NDArray[np.uint64]:
         """(N, 2) uint64, of each operation's input and options."""
+        assert self.lengths is None
         return digests(self.inputs, self._salts)
 
     def give(self, states: list[Array], batch_axes: list[int]) -> NDArray[np.bool_]:
@@ -64,6 +67,12 @@ class Batch:
                 parts.append(Part(block, kept))
         return Batch(parts)
 
+    def by_length(self) -> list[NDArray[np.bool_]]:
+        """(N,) bool masks: the rows of each length."""
+        if self.lengths is None:
+            return [np.ones(len(self), bool)]
+        return [self.lengths == length for length in np.unique(self.lengths)]
+
     def each(self) -> list[tuple[int, Block, int]]:
         """(place in the batch, block, row) of every operation: for where columns end, not for the hot path."""
         return [(at, block, row) for at, (block, row) in enumerate((b, int(r)) for b, rows in self.parts for r in rows)]
@@ -73,8 +82,20 @@ class Batch:
             block, rows = self.parts[0]
             whole = column(block)
             return whole if len(rows) == len(whole) else whole[rows]
-        return np.concatenate([column(block)[rows] for block, rows in self.parts])
+        columns = [column(block)[rows] for block, rows in self.parts]
+        return np.concatenate(columns if self.lengths is None else _padded(columns))
 
 
 def _input(at: int) -> Callable[[Block], Array]:
     return lambda block: block.inputs[at]
+
+
+def _padded(columns: list[Array]) -> list[Array]:
+    """The columns (N, T, ...), with zeros up to the longest T; others as they are."""
+    longest = max(column.shape[1] if column.ndim > 1 else 0 for column in columns)
+    return [
+        np.pad(column, [(0, 0), (0, longest - column.shape[1]), *[(0, 0)] * (column.ndim - 2)])
+        if column.ndim > 1 and column.shape[1] < longest
+        else column
+        for column in columns
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -114,6 +115,8 @@ class Engine:
             raise Overloaded(
                 f"{self._scheduler.queued} operations wait for model '{self.model.name}' already", retry_after=0.05
             )
+        if self.model.ragged is not None and 1 < block.timesteps <= PIECE:
+            block.key = self._ragged_key(block)
         self._sequence += 1
         block.sequence, block.arrival = self._sequence, self._clock.monotonic()
         self._busy.add(block)
@@ -121,6 +124,12 @@ class Engine:
         self.slots.pin(block.slots)
         self._scheduler.add(block)
         self._wake.set()
+
+    def _ragged_key(self, block: Block) -> Hashable:
+        """Chunks go together up to the next power of two: at most half of what is run is padding."""
+        timed = zip(block.inputs, self.model.signature.inputs, strict=True)
+        shapes = [array.shape[1 + spec.has_time_axis :] for array, spec in timed]
+        return block.key_for(1 << (block.timesteps - 1).bit_length(), shapes)
 
     def cancel(self, block: Block) -> None:
         """Nobody waits for this block any more: what was not started is not run. A commit that was sent goes on."""
@@ -265,11 +274,15 @@ class Engine:
             if not current.any():
                 return
             batch = batch.only(current)
-        states = self._runner.gather(batch.slots)
-        rebased = batch.give(states, self._axes)
         try:
+            for block in {block for block, _ in batch.parts if block.start}:
+                block.given = await self._runner.start(block.start) | block.given
+                block.start = []
+            states = self._runner.gather(batch.slots)
+            rebased = batch.give(states, self._axes)
             step = await self._run(batch, states)
-            self._finish(batch, step, rebased)
+            for rows in batch.by_length():
+                self._finish(*self._chosen(batch, step, rebased, rows))
         except RecurraError as error:
             for part in batch.parts:
                 self._refuse(part, error)
@@ -299,12 +312,12 @@ class Engine:
         began, timesteps = self._clock.monotonic(), batch.head.timesteps
         self._metrics.observe_stage("queue", began - batch.head.arrival)
         if timesteps <= PIECE or not self._cuttable:
-            step = await self._runner.run(batch.inputs, states)
+            step = await self._runner.run(batch.inputs, states, batch.lengths)
         else:
             step = await run_long(self._runner, self.model.signature, batch, states)
         self._metrics.observe_stage("run", self._clock.monotonic() - began)
         self._metrics.observe_batch(len(batch))
-        self._metrics.count_timesteps(len(batch) * timesteps)
+        self._metrics.count_timesteps(len(batch) * timesteps if batch.lengths is None else int(batch.lengths.sum()))
         return step
 
     def _finish(self, batch: Batch, step: Step, rebased: NDArray[np.bool_]) -> None:
@@ -317,10 +330,7 @@ class Engine:
         good &= finite
         if not good.any():
             return
-        if not good.all():
-            batch, rebased = batch.only(good), rebased[good]
-            kept = [state.compress(good, axis) for state, axis in zip(step.states, self._axes, strict=True)]
-            step = Step([output[good] for output in step.outputs], kept)
+        batch, step, rebased = self._chosen(batch, step, rebased, good)
         outputs = step.outputs
         if not head.return_sequences and outputs:
             specs = self.model.signature.outputs
@@ -344,6 +354,20 @@ class Engine:
         else:
             self._commits.hold(batch, outputs, told, rebased)
         self._metrics.observe_stage("pack", self._clock.monotonic() - began)
+
+    def _chosen(
+        self, batch: Batch, step: Step, rebased: NDArray[np.bool_], rows: NDArray[np.bool_]
+    ) -> tuple[Batch, Step, NDArray[np.bool_]]:
+        """A batch and what its run gave, of some rows, (N,) bool, all of one length; without their padding."""
+        if rows.all() and batch.lengths is None:
+            return batch, step, rebased
+        chosen, specs = batch.only(rows), self.model.signature.outputs
+        outputs = [output[rows] for output in step.outputs]
+        if batch.lengths is not None:
+            count = chosen.head.timesteps
+            outputs = [o[:, :count] if spec.has_time_axis else o for o, spec in zip(outputs, specs, strict=True)]
+        states = [state.compress(rows, axis) for state, axis in zip(step.states, self._axes, strict=True)]
+        return chosen, Step(outputs, states), rebased[rows]
 
     def _finite(self, states: list[Array], count: int) -> NDArray[np.bool_]:
         """Which sessions' new state holds neither a NaN nor an infinity, which would stay in it for ever."""

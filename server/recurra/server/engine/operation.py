@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -45,9 +45,11 @@ class Block:
         timesteps: T.
         whole: a reset of all states, whatever they are now.
         given: states by index in the signature that replace the session's before the run, (N, ...) or (1, ...).
+        start: what the model's start graph makes more such states of, each (1, ...); of a block of one operation.
         salt: digest of all that is not in `inputs`.
         commit: whether the session changes.
         told_expire_ms: the expiry that the client was last told, 0 for none.
+        key: blocks of one key can be run in one batch.
         deadline, sequence: monotonic seconds; order of arrival, given by the engine.
         abandoned: nobody waits for it any more.
         waiting: rows that are still to be started, ascending.
@@ -63,6 +65,7 @@ class Block:
     inputs: list[Array] = field(default_factory=list)
     timesteps: int = 0
     given: dict[int, Array] = field(default_factory=dict)
+    start: list[Array] = field(default_factory=list)
     whole: bool = False
     salt: int = 0
     commit: bool = True
@@ -75,6 +78,7 @@ class Block:
     sequence: int = 0
     arrival: float = 0.0
     abandoned: bool = False
+    key: Hashable = field(init=False)
     waiting: Rows = field(init=False)
     tries: NDArray[np.uint8] = field(init=False)
     epochs: NDArray[np.int64] = field(init=False)
@@ -89,6 +93,7 @@ class Block:
 
     def __post_init__(self) -> None:
         count = len(self.slots)
+        self.key = self.key_for(self.timesteps, [array.shape[1:] for array in self.inputs])
         self.waiting, self.pending = np.arange(count), count
         self.tries, self.epochs = np.zeros(count, np.uint8), np.zeros(count, np.int64)
         self.done = asyncio.get_running_loop().create_future()
@@ -98,12 +103,10 @@ class Block:
         """Whether no session is involved."""
         return not self.slots[0]
 
-    @property
-    def key(self) -> Hashable:
-        """Blocks of one key can be run in one batch."""
-        shapes = tuple(array.shape[1:] for array in self.inputs)
+    def key_for(self, timesteps: int, shapes: Iterable[tuple[int, ...]]) -> Hashable:
+        """The key, were its chunk of so many timesteps, and its inputs of these shapes."""
         flags = self.commit, self.stateless, self.whole, self.return_sequences, self.return_states
-        return self.kind, flags, self.timesteps, shapes
+        return self.kind, flags, timesteps, tuple(shapes)
 
     def answer(self, rows: Rows, outputs: list[Array], states: list[Array], headers: Array) -> None:
         """Rows are done: their outputs and states (each (rows, ...)) and the headers that stand after them."""

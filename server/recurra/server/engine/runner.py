@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recurra.models import Program, Signature
+from recurra.models import Program, Signature, Start
 from recurra.server.engine.seams import Step
 
 Array = NDArray[Any]
@@ -19,9 +19,19 @@ Array = NDArray[Any]
 class SlabRunner:
     """One slab a state, in the graph's own layout with slots along the batch axis: a gather is ready to be run."""
 
-    def __init__(self, signature: Signature, program: Program, device: ThreadPoolExecutor, *, slots: int) -> None:
-        """`device`: the one thread that runs models on this device."""
-        self._states, self._program, self._device = signature.states, program, device
+    def __init__(
+        self,
+        signature: Signature,
+        program: Program,
+        device: ThreadPoolExecutor,
+        *,
+        slots: int,
+        ragged: Program | None = None,
+        start: Start | None = None,
+    ) -> None:
+        """`device`: the one thread that runs models on this device. `ragged`: runs batches with `lengths`."""
+        self._states, self._program, self._ragged, self._start = signature.states, program, ragged, start
+        self._device = device
         self._slabs = [
             np.zeros((*s.shape[: s.batch_axis], slots, *s.shape[s.batch_axis :]), s.dtype) for s in self._states
         ]
@@ -35,9 +45,15 @@ class SlabRunner:
         for slab, state, spec in zip(self._slabs, states, self._states, strict=True):
             slab[(slice(None),) * spec.batch_axis + (slots,)] = state
 
-    async def run(self, inputs: Sequence[Array], states: Sequence[Array]) -> Step:
+    async def run(self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None) -> Step:
+        program = self._program if lengths is None else self._ragged
+        assert program is not None
         loop = asyncio.get_running_loop()
-        return Step(*await loop.run_in_executor(self._device, self._program.run, inputs, states))
+        return Step(*await loop.run_in_executor(self._device, program.run, inputs, states, lengths))
+
+    async def start(self, inputs: Sequence[Array]) -> dict[int, Array]:
+        assert self._start is not None
+        return await asyncio.get_running_loop().run_in_executor(self._device, self._start.run, inputs)
 
     def to_bytes(self, states: Sequence[Array]) -> NDArray[np.uint8]:
         count = states[0].shape[self._states[0].batch_axis]

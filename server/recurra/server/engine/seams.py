@@ -55,8 +55,14 @@ class Runner(Protocol):
     def scatter(self, slots: Array, states: Sequence[Array]) -> None:
         """Make `states`, in the graph's layout, current at `slots`."""
 
-    async def run(self, inputs: Sequence[Array], states: Sequence[Array]) -> Step:
-        """Run one chunk on the device's thread. Whatever the model raises comes through, and changes nothing."""
+    async def run(self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None) -> Step:
+        """Run one chunk on the device's thread. Whatever the model raises comes through, and changes nothing.
+
+        `lengths`: (N,) timesteps of each row, the rest is padding; None: all have the chunk's.
+        """
+
+    async def start(self, inputs: Sequence[Array]) -> dict[int, Array]:
+        """Run the start graph on the device's thread; see recurra.models.start. What it raises comes through."""
 
     def to_bytes(self, states: Sequence[Array]) -> NDArray[Any]:
         """States in the graph's layout as (N, state_bytes) uint8."""
