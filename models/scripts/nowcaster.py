@@ -1,9 +1,9 @@
 """Trains the example model `nowcaster`: the next radar frame of drifting rain, from the frames before it.
 
-    PYTHONHASHSEED=0 python -m models.scripts.nowcaster --repository models/repository
+    python -m models.scripts.nowcaster --repository models/repository
 
-Needs the extra `export` (Keras with TensorFlow, tf2onnx); two minutes on one core. Seeded; tf2onnx orders what it
-writes by hashes, so that the hash seed tells too whether the same bytes come out.
+Needs the extra `export` (Keras with TensorFlow, tf2onnx); two minutes on one core. Seeded: the same weights come out
+each time, in a file whose constants tf2onnx may order otherwise.
 """
 
 from __future__ import annotations
