@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from recurra.models import plot, series
+from recurra.models.horizon import FRACTION, TIMESTEPS, Fading, fading
 from recurra.models.refusal import ModelRefused
 from recurra.models.repository import FILE, SETTINGS, Model, load, load_file
 from recurra.models.session import PROVIDERS
@@ -19,23 +21,66 @@ from recurra.models.signature import StateSpec, TensorSpec
 
 def inspect(argv: list[str]) -> int:
     """Prints a model; exit status 1, with the reason on stderr, if it is refused."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.input and not arguments.plot:
+        parser.error("--input is for --plot")
+    found = None
+    try:
+        model, pairs = _load(arguments.model, arguments.provider)
+        if arguments.plot:
+            given = series.read(arguments.input, model.signature) if arguments.input else None
+            found = fading(model, given, timesteps=arguments.timesteps)
+            plot.draw(found, arguments.plot, name=model.name, fraction=arguments.fraction)
+    except ModelRefused as error:
+        Console(stderr=True).print(f"[red]refused:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        return 1
+    if arguments.json:
+        horizon = {"horizon": _horizon(found, arguments.fraction)} if found else {}
+        print(json.dumps(_description(model, pairs) | horizon, indent=2))  # noqa: T201
+        return 0
+    console = Console()
+    _print(console, model, pairs)
+    if found:
+        for name, curve in found.curves().items():
+            console.print(plot.legend(name, curve, arguments.fraction), highlight=False, markup=False)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="recurra inspect", description="Show a model's inputs, outputs, states and self-test."
     )
     parser.add_argument("model", type=Path, metavar="MODEL.onnx|MODEL_DIR")
     parser.add_argument("--provider", choices=PROVIDERS, default="auto", help="where to run it (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
-    arguments = parser.parse_args(argv)
-    try:
-        model, pairs = _load(arguments.model, arguments.provider)
-    except ModelRefused as error:
-        Console(stderr=True).print(f"[red]refused:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        return 1
-    if arguments.json:
-        print(json.dumps(_description(model, pairs), indent=2))  # noqa: T201
-    else:
-        _print(Console(), model, pairs)
-    return 0
+    memory = parser.add_argument_group("the memory horizon: how a disturbance of one timestep fades")
+    memory.add_argument("--plot", type=Path, metavar="OUT.png", help="draw it")
+    memory.add_argument("--input", type=Path, metavar="FILE", help=".npy, .npz or .csv, a row a timestep; else noise")
+    memory.add_argument(
+        "--timesteps", type=_count, default=TIMESTEPS, metavar="N", help="to watch (default: %(default)s)"
+    )
+    memory.add_argument(
+        "--fraction", type=_fraction, default=FRACTION, help="what counts as forgotten (default: %(default)s)"
+    )
+    return parser
+
+
+def _count(text: str) -> int:
+    if (count := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return count
+
+
+def _fraction(text: str) -> float:
+    if not 0 < (fraction := float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return fraction
+
+
+def _horizon(found: Fading, fraction: float) -> dict[str, Any]:
+    layers = {layer: curve.horizon(fraction) for layer, curve in found.layers.items()}
+    return {"fraction": fraction, "layers": layers, "outputs": found.outputs and found.outputs.horizon(fraction)}
 
 
 def _load(path: Path, provider: str) -> tuple[Model, dict[str, str]]:
