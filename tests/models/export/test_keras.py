@@ -20,7 +20,7 @@ import tf_keras
 from tf_keras.src.saving.legacy.hdf5_format import _convert_rnn_weights
 
 from recurra.models import ModelRefused, load
-from recurra.models.export.backend import keras
+from recurra.models.export.backend import keras, tf
 from recurra.models.export.cli import export as command
 from recurra.models.export.keras import export
 from recurra.models.repository import Model
@@ -283,9 +283,16 @@ def translated() -> Any:
     return keras.Model([source, target], layers.LSTM(4, name="decoder")(target, initial_state=states))
 
 
+def unlike() -> Any:
+    """Its graph is another model."""
+    odd = layers.Lambda(lambda inputs: inputs if tf.executing_eagerly() else 2 * inputs)
+    return keras.Sequential([keras.Input((None, 3)), odd, layers.LSTM(4)])
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (unlike, "the graph differs from the model in Keras by 0"),
         (lambda: behind(layers.Dense(4)), "has no recurrent layer, cell or loop that keeps a state"),
         (lambda: layers.LSTM(4), "does not tell the shape of its inputs: give input_shape"),
         (lambda: tf_keras.layers.LSTM(4), "LSTM is no model or layer of Keras 3; save it as .h5"),

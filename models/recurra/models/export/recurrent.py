@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
-from recurra.models.export.backend import Layer, Tensor, keras
+from recurra.models.export.backend import Layer, Tensor, keras, tf
 from recurra.models.export.calls import changed, replaced
 from recurra.models.export.native import Natives, has_node
 from recurra.models.export.states import State, named
@@ -67,7 +67,7 @@ class Stateless:
             return keras.tree.map_structure(lambda _: next(given), fresh)
 
         def inner_loop(sequences: Tensor, initial_state: Tensor, mask: Tensor, training: bool = False) -> Tensor:  # noqa: FBT001, FBT002
-            if self._given is not None and has_node(layer, mask):
+            if not tf.executing_eagerly() and has_node(layer, mask):
                 results = self.natives.trace(layer, sequences, initial_state)
             else:
                 results = loop(sequences, initial_state, mask, training)

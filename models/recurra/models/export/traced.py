@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from onnx import GraphProto, ModelProto, defs, numpy_helper
 
 from recurra.models.carried import is_loop
 from recurra.models.export.backend import Layer, Tensor, keras, quiet, tf, tf2onnx
+from recurra.models.export.likeness import check
 from recurra.models.export.recurrent import Stateless
 from recurra.models.export.states import State
 from recurra.models.graph import walk
@@ -20,7 +22,8 @@ from recurra.models.seats import Loops
 from recurra.models.signature import Array
 
 _OPSET: Final = 17
-_TIMESTEPS: Final = 17  # of the rehearsal, where any number will do; no usual size of another axis
+_TIMESTEPS: Final = 17  # where any number will do; no usual size of another axis
+_ROWS: Final = 2
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,9 @@ def trace(
         for each in model.inputs
     ]
     stateless = Stateless(model)
-    stateless.rehearse(_packed(model, [tf.zeros(_rehearsed(port), port.dtype) for port in ports]))
+    shapes = [[_TIMESTEPS if size is None else size for size in port.shape[1:]] for port in ports]
+    samples = [tf.zeros([1, *shape], port.dtype) for port, shape in zip(ports, shapes, strict=True)]
+    stateless.rehearse(_packed(model, samples))
     for layer in stateless.started - {each.state.layer for each in given}:
         raise ModelRefused(
             f"'{layer}' starts from states that its caller gives, at every call anew; let it start by itself, or make "
@@ -73,16 +78,14 @@ def trace(
     _rename(proto.graph, inputs, {f"result_{index}": name for index, name in enumerate(results)})
     wired = [*given, *kept]
     _hold(proto, wired)
+    shapes += [list(each.state.fresh.shape) for each in kept]
+    check(proto, [[_ROWS, *shape] for shape in shapes], partial(_in_keras, model, stateless))
     return proto, wired
 
 
 def input_name(tensor: Tensor) -> str:
     """The name of the layer that an input of a model is."""
     return str(tensor._keras_history.operation.name)  # noqa: SLF001
-
-
-def _rehearsed(port: _Port) -> list[int]:
-    return [1, *(_TIMESTEPS if size is None else size for size in port.shape[1:])]
 
 
 def _has_time(port: _Port, timesteps: Collection[int]) -> bool:
@@ -100,6 +103,13 @@ def _packed(model: Layer, tensors: Sequence[Tensor]) -> Tensor:
     if isinstance(model, keras.Sequential):
         return tensors[0]
     return keras.tree.pack_sequence_as(model.input, list(tensors))
+
+
+def _in_keras(model: Layer, stateless: Stateless, arrays: Sequence[Array]) -> list[Array]:
+    """What the model gives for inputs and states, by Keras' own loops."""
+    tensors, count = [tf.constant(array) for array in arrays], len(model.inputs)
+    outputs, states = stateless(_packed(model, tensors[:count]), tensors[count:])
+    return [value.numpy() for value in (*outputs, *states)]
 
 
 def _converted(model: Layer, stateless: Stateless, ports: Sequence[_Port]) -> ModelProto:
