@@ -168,9 +168,12 @@ def test_a_model_that_is_a_class_is_exported_from_a_file(tmp_path: Path):
     np.testing.assert_allclose(answer(served, x()), expected, atol=1e-6)
 
 
-def test_an_embedding_tells_what_its_input_may_hold(tmp_path: Path):
-    model = behind(layers.Embedding(7, 3), layers.GRU(4), shape=(None,), dtype="int32")
-    assert export(model, tmp_path / "out").signature.inputs[0].bounds == (0, 6)
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_an_embedding_tells_what_its_input_may_hold(tmp_path: Path, dtype: str):
+    """Indices, even where Keras' Input was left at float32."""
+    model = behind(layers.Embedding(7, 3, mask_zero=True), layers.GRU(4), shape=(None,), dtype=dtype)
+    spec = export(model, tmp_path / "out").signature.inputs[0]
+    assert (spec.dtype, spec.bounds) == (np.int32, (0, 6))
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])

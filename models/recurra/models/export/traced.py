@@ -55,10 +55,7 @@ def trace(
         free_time: frees the time axis where the model has it fixed, too.
 
     """
-    ports = [
-        _Port(input_name(each), (None, *each.shape[1:]), keras.backend.standardize_dtype(each.dtype))
-        for each in model.inputs
-    ]
+    ports = [_Port(input_name(each), (None, *each.shape[1:]), _dtype(model, each)) for each in model.inputs]
     stateless = Stateless(model)
     shapes = [[_TIMESTEPS if size is None else size for size in port.shape[1:]] for port in ports]
     samples = [tf.zeros([1, *shape], port.dtype) for port, shape in zip(ports, shapes, strict=True)]
@@ -86,6 +83,15 @@ def trace(
 def input_name(tensor: Tensor) -> str:
     """The name of the layer that an input of a model is."""
     return str(tensor._keras_history.operation.name)  # noqa: SLF001
+
+
+def _dtype(model: Layer, tensor: Tensor) -> str:
+    """Of an input: what an Embedding reads are indices, though Keras' Input makes them float32 if nobody says so."""
+    for layer in model.layers:
+        nodes = layer._inbound_nodes if isinstance(layer, keras.layers.Embedding) else []  # noqa: SLF001
+        if any(tensor is each for node in nodes for each in node.input_tensors):
+            return "int32"
+    return str(keras.backend.standardize_dtype(tensor.dtype))
 
 
 def _has_time(port: _Port, timesteps: Collection[int]) -> bool:
