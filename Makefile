@@ -55,6 +55,7 @@ sdk-alone: setup
 
 bench: setup
 	$(BIN)/python -m bench
+	$(BIN)/python -m bench.prepare
 
 lint: lint-python lint-proto
 

@@ -52,3 +52,48 @@ def repository(folder: Path, **models: onnx.ModelProto) -> Path:
         path.mkdir(parents=True)
         onnx.save(model, path / "model.onnx")
     return folder
+
+
+def rnn_in_a_loop(*, hidden: int = 256, features: int = 64, seed: int = 7) -> onnx.ModelProto:
+    """An RNN, h' = tanh(x W + h R), in a Loop that carries its weights, as tf2onnx writes Keras' SimpleRNN."""
+    random = np.random.default_rng(seed)
+    stored = {
+        "w": random.normal(0, 1 / np.sqrt(features), (features, hidden)).astype(np.float32),
+        "r": random.normal(0, 1 / np.sqrt(hidden), (hidden, hidden)).astype(np.float32),
+        "one": np.array([1], np.int64),
+        "width": np.array([hidden], np.int64),
+        "yes": np.array(True),
+    }
+    f, b, i = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            helper.make_node("Gather", ["x_time", "t"], ["xt"], axis=0),
+            helper.make_node("MatMul", ["xt", "w_in"], ["xw"]),
+            helper.make_node("MatMul", ["h_in", "r_in"], ["hr"]),
+            helper.make_node("Add", ["xw", "hr"], ["sum"]),
+            helper.make_node("Tanh", ["sum"], ["h_out"]),
+            *(helper.make_node("Identity", [a], [c]) for a, c in (("go", "on"), ("w_in", "w_out"), ("r_in", "r_out"))),
+            helper.make_node("Identity", ["h_out"], ["yt"]),
+        ],
+        "timestep",
+        [value("t", i, []), value("go", b, []), *(value(name, f, None) for name in ("h_in", "w_in", "r_in"))],
+        [value("on", b, []), *(value(name, f, None) for name in ("h_out", "w_out", "r_out", "yt"))],
+    )
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["x_time"], perm=[1, 0, 2]),
+        helper.make_node("Shape", ["x"], ["timesteps"], start=1, end=2),
+        helper.make_node("Shape", ["x"], ["rows"], start=0, end=1),
+        helper.make_node("Concat", ["rows", "width"], ["shape"], axis=0),
+        helper.make_node("ConstantOfShape", ["shape"], ["zeros"]),
+        helper.make_node("Loop", ["timesteps", "yes", "zeros", "w", "r"], ["h", "w_", "r_", "y_time"], body=body),
+        helper.make_node("Transpose", ["y_time"], ["y"], perm=[1, 0, 2]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "rnn",
+        [value("x", f, ["batch", "time", features])],
+        [value("y", f, ["batch", "time", hidden])],
+        [numpy_helper.from_array(array, name) for name, array in stored.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)

@@ -28,6 +28,7 @@ def readings() -> np.ndarray:
 INPUTS = {
     "forecaster": readings,
     "hangul": lambda: jamo.encode("\n" + "".join(jamo.corpus().held_out))[None, :-1],
+    "numerals": lambda: np.array([[10, 8, 7, 6, 5, 4, 3, 2, 1]]),
     "nowcaster": lambda: rain.held_out()[:, :-1],
     "stocks": lambda: prices.shares()["AAPL"].prices[None, :-1],
 }

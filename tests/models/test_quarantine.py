@@ -7,6 +7,8 @@ import pytest
 
 from recurra.models import ModelRefused, quarantine
 
+OLDER = {"linear_before_reset": 0}
+
 
 def test_a_good_model_is_cleared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder, cache = graphs.write(graphs.lstm(), tmp_path), tmp_path / "cache"
@@ -60,6 +62,14 @@ def test_a_file_that_takes_too_long_is_refused(tmp_path: Path):
 def test_a_verdict_that_cannot_be_read_is_made_anew(tmp_path: Path):
     folder, cache = graphs.write(graphs.lstm(), tmp_path), tmp_path / "cache"
     cache.mkdir()
-    (cache / f"{quarantine.digest(folder)}-{2**34}.json").write_text("{")
+    (cache / f"{quarantine.digest(folder)}-cpu-{2**34}.json").write_text("{")
     quarantine.clear(folder, cache=cache)
     assert json.loads(next(cache.iterdir()).read_text()) == {"refused": ""}
+
+
+def test_the_form_of_the_provider_that_will_run_it_is_tried(tmp_path: Path):
+    """A GRU of Keras' older form becomes a Scan on CUDA, which runs on the CPU too."""
+    folder, cache = graphs.write(graphs.native("GRU", attributes=OLDER)[0], tmp_path), tmp_path / "cache"
+    for made_for in ("cpu", "cuda"):
+        quarantine.clear(folder, made_for=made_for, cache=cache)
+    assert len(list(cache.iterdir())) == 2

@@ -26,21 +26,27 @@ _BLOCK: Final = 2**20
 
 
 def clear(
-    folder: Path, *, cache: Path | None = None, timeout_seconds: float = 120, max_bytes: int = 16 * 2**30
+    folder: Path,
+    *,
+    made_for: str = "cpu",
+    cache: Path | None = None,
+    timeout_seconds: float = 120,
+    max_bytes: int = 16 * 2**30,
 ) -> None:
     """Loads the model in `folder` in a child process, on the CPU. Raises ModelRefused if that fails in any way.
 
     Args:
         folder: as `load` takes it.
+        made_for: the provider that will run it, "cpu" or "cuda": its form of the graph is tried.
         cache: where verdicts are kept; None for nowhere, and so where it cannot be written.
         timeout_seconds: of wall-clock and of processor time.
         max_bytes: of address space, the libraries included.
 
     """
-    kept = cache / f"{digest(folder)}-{max_bytes}.json" if cache else None
+    kept = cache / f"{digest(folder)}-{made_for}-{max_bytes}.json" if cache else None
     verdict = _kept(kept) if kept else None
     if verdict is None:
-        verdict = _try(folder, timeout_seconds, max_bytes)
+        verdict = _try(folder, made_for, timeout_seconds, max_bytes)
         if kept:
             _keep(kept, verdict)
     if verdict:
@@ -85,9 +91,10 @@ def _keep(path: Path, verdict: str) -> None:
         draft.replace(path)
 
 
-def _try(folder: Path, timeout_seconds: float, max_bytes: int) -> str:
+def _try(folder: Path, made_for: str, timeout_seconds: float, max_bytes: int) -> str:
     """Why the model is refused, empty if it is not. Raises ModelRefused if the child did not come to say so."""
-    command = [sys.executable, "-P", "-m", __spec__.name, str(folder), str(int(timeout_seconds) + 1), str(max_bytes)]
+    limits = [str(int(timeout_seconds) + 1), str(max_bytes)]
+    command = [sys.executable, "-P", "-m", __spec__.name, str(folder), made_for, *limits]
     try:
         child = subprocess.run(  # noqa: S603
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_seconds, check=False
@@ -108,14 +115,14 @@ def _try(folder: Path, timeout_seconds: float, max_bytes: int) -> str:
         raise ModelRefused(f"'{folder.name}' ends the process that loads it ({end}); do not serve it") from None
 
 
-def main(folder: str, seconds: str, max_bytes: str) -> None:
+def main(folder: str, made_for: str, seconds: str, max_bytes: str) -> None:
     """What the child does."""
     resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
     resource.setrlimit(resource.RLIMIT_AS, (int(max_bytes), int(max_bytes)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     refused = ""
     try:
-        load(Path(folder), provider="cpu")
+        load(Path(folder), provider="cpu", made_for=made_for)
     except ModelRefused as error:
         refused = str(error)
     except MemoryError:

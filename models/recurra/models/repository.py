@@ -77,24 +77,30 @@ def is_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None and name not in (".", "..")
 
 
-def load(model_dir: Path, *, provider: str = "auto") -> Model:
-    """The highest version in `model_dir`, proven. Raises ModelRefused for everything that is wrong with it."""
+def load(model_dir: Path, *, provider: str = "auto", made_for: str = "") -> Model:
+    """The highest version in `model_dir`, proven. Raises ModelRefused for everything that is wrong with it.
+
+    `made_for`: the provider that the graph's form is for, where it is not the one that runs it.
+    """
     versions = _versions(model_dir)
     if not versions:
         raise ModelRefused(f"'{model_dir.name}' has no version: put the file at {model_dir.name}/1/{FILE}")
     version = versions[-1]
-    return load_file(model_dir / version / FILE, model_dir.name, version, model_dir, provider=provider)
+    path = model_dir / version / FILE
+    return load_file(path, model_dir.name, version, model_dir, provider=provider, made_for=made_for)
 
 
-def load_file(path: Path, name: str, version: str, folder: Path, *, provider: str = "auto") -> Model:
-    """The model in one file, with the model.toml in `folder`. Raises ModelRefused."""
+def load_file(
+    path: Path, name: str, version: str, folder: Path, *, provider: str = "auto", made_for: str = ""
+) -> Model:
+    """The model in one file, with the model.toml in `folder`; see `load`. Raises ModelRefused."""
     if not is_name(name):
         raise ModelRefused(f"'{name}' is no name for a model; use up to 64 letters, digits, dots, dashes, underscores")
     settings = config.read(folder / SETTINGS)
     try:
         model = source.read(path, settings.sha256)
         original = model.SerializeToString()
-        prepared = prepare(model, settings, folder, gpu=choose(provider) == "cuda")
+        prepared = prepare(model, settings, folder, gpu=(made_for or choose(provider)) == "cuda")
         session = Session(prepared.content, provider)
         layout, self_test = _prove(session, prepared)
         program = Program(session, layout)

@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from recurra import models
 from recurra.models import quarantine
+from recurra.models.session import choose
 from recurra.server.api.errors import Guard
 from recurra.server.api.inference import Inference
 from recurra.server.api.models import Models
@@ -151,7 +152,8 @@ async def _load(settings: Settings, store: RedisStore, device: ThreadPoolExecuto
 def _model(folder: Path, settings: Settings) -> models.Model:
     """The model, loaded in a process of its own first. Raises ModelRefused."""
     if settings.trial_seconds is not None:
-        quarantine.clear(folder, cache=settings.cache, timeout_seconds=settings.trial_seconds)
+        made_for = choose(settings.provider)
+        quarantine.clear(folder, made_for=made_for, cache=settings.cache, timeout_seconds=settings.trial_seconds)
     return models.load(folder, provider=settings.provider)
 
 
