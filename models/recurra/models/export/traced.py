@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
-from onnx import GraphProto, ModelProto, defs, numpy_helper
+from onnx import GraphProto, ModelProto
 
 from recurra.models.carried import is_loop
-from recurra.models.export.backend import Layer, Tensor, keras, quiet, tf, tf2onnx
+from recurra.models.export.backend import Layer, Tensor, keras, tf
+from recurra.models.export.converted import converted, refuse_unknown
 from recurra.models.export.likeness import check
 from recurra.models.export.recurrent import Stateless
 from recurra.models.export.states import State
-from recurra.models.graph import walk
 from recurra.models.names import all_names, rename, unused
 from recurra.models.refusal import ModelRefused
 from recurra.models.seats import Loops
 from recurra.models.signature import Array
 
-_OPSET: Final = 17
 _TIMESTEPS: Final = 17  # where any number will do; no usual size of another axis
 _ROWS: Final = 2
 
@@ -127,46 +125,10 @@ def _converted(model: Layer, stateless: Stateless, ports: Sequence[_Port]) -> Mo
         outputs, states = stateless(_packed(model, tensors[: len(ports)]), tensors[len(ports) :])
         return {f"result_{index}": tf.identity(value) for index, value in enumerate((*outputs, *states))}
 
-    function = tf.function(call, input_signature=specs, autograph=False)
-    with quiet(), _inlined(), tf.device("/CPU:0"):
-        proto: ModelProto
-        proto, _ = tf2onnx.convert.from_function(function, input_signature=specs, opset=_OPSET)
-    _fill_in(proto.graph, function.get_concrete_function().graph.captures)
+    proto = converted(call, specs)
     stateless.natives.write(proto.graph)
-    unknown = sorted({node.op_type for node in walk(proto.graph) if not defs.has(node.op_type, node.domain)})
-    if unknown:
-        raise ModelRefused(
-            f"ONNX has nothing for TensorFlow's {', '.join(unknown)}; export the model without the layer that needs "
-            "it, and do that part outside of the model"
-        )
+    refuse_unknown(proto.graph)
     return proto
-
-
-def _fill_in(graph: GraphProto, captures: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Tensors that a layer holds beside its variables, as Normalization does, are inputs to tf2onnx: gives the values.
-
-    Args:
-        captures: each value, and the input that it is in TensorFlow's graph.
-
-    """
-    held = {place.name: value.numpy() for value, place in captures if value.dtype != tf.resource}
-    inputs = [value for value in graph.input if value.name not in held]
-    graph.initializer.extend(
-        numpy_helper.from_array(held[value.name], value.name) for value in graph.input if value.name in held
-    )
-    del graph.input[:]
-    graph.input.extend(inputs)
-
-
-@contextmanager
-def _inlined() -> Iterator[None]:
-    """Functions in the traced one become part of it; Keras compiles some convolutions, which ONNX could not call."""
-    before = tf.config.functions_run_eagerly()
-    tf.config.run_functions_eagerly(True)
-    try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(before)
 
 
 def _rename(graph: GraphProto, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
