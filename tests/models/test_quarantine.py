@@ -1,5 +1,5 @@
-import errno
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,10 +57,7 @@ def test_a_file_beside_the_model_that_cannot_be_read_is_in_nobodys_way(tmp_path:
 
 
 def test_where_no_process_can_be_started_the_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def run(*_: object, **__: object) -> None:
-        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
-
-    monkeypatch.setattr(quarantine.subprocess, "run", run)
+    monkeypatch.setattr(quarantine.sys, "executable", str(tmp_path / "nowhere"))
     with pytest.raises(ModelRefused, match="no process can be started"):
         quarantine.clear(graphs.write(graphs.lstm(), tmp_path))
 
@@ -73,12 +70,11 @@ def test_lower_limits_than_the_trials_own_stay(tmp_path: Path):
     assert json.loads(child.stdout) == {"refused": ""}
 
 
-def test_a_file_that_ends_its_process_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_ends_its_process_is_refused(tmp_path: Path):
     """No verdict is kept: the machine may have been short of memory."""
     folder, cache = graphs.write(graphs.lstm(), tmp_path), tmp_path / "cache"
-    monkeypatch.setattr(quarantine.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], -11, b"", b""))
     with pytest.raises(ModelRefused, match=r"'model' ends the process that loads it \(signal SIGSEGV\)"):
-        quarantine.clear(folder, cache=cache)
+        quarantine.clear(folder, cache=cache, begun=lambda child: child.send_signal(signal.SIGSEGV))
     assert not cache.exists()
 
 

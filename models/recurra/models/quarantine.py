@@ -15,6 +15,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -34,6 +35,7 @@ def clear(
     cache: Path | None = None,
     timeout_seconds: float = 120,
     max_bytes: int = 16 * 2**30,
+    begun: Callable[[subprocess.Popen[bytes]], object] = lambda _: None,
 ) -> None:
     """Loads the model in `folder` in a child process, on the CPU. Raises ModelRefused if that fails in any way.
 
@@ -43,6 +45,7 @@ def clear(
         cache: where verdicts are kept; None for nowhere, and so where it cannot be written.
         timeout_seconds: of wall-clock and of processor time.
         max_bytes: of address space, the libraries included.
+        begun: is told the child, so that another thread can kill it.
 
     """
     kept = None
@@ -50,7 +53,7 @@ def clear(
         kept = cache / f"{digest(folder)}-{made_for}-{max_bytes}.json" if cache else None
     verdict = _kept(kept) if kept else None
     if verdict is None:
-        verdict = _try(folder, made_for, timeout_seconds, max_bytes)
+        verdict = _try(folder, made_for, timeout_seconds, max_bytes, begun)
         if kept and not _SHORT.search(verdict):
             _keep(kept, verdict)
     if verdict:
@@ -98,14 +101,24 @@ def _keep(path: Path, verdict: str) -> None:
         draft.replace(path)
 
 
-def _try(folder: Path, made_for: str, timeout_seconds: float, max_bytes: int) -> str:
+def _try(
+    folder: Path,
+    made_for: str,
+    timeout_seconds: float,
+    max_bytes: int,
+    begun: Callable[[subprocess.Popen[bytes]], object],
+) -> str:
     """Why the model is refused, empty if it is not. Raises ModelRefused if the child did not come to say so."""
     limits = [str(int(timeout_seconds) + 1), str(max_bytes)]
     command = [sys.executable, "-P", "-m", __spec__.name, str(folder), made_for, *limits]
+    void, pipe = subprocess.DEVNULL, subprocess.PIPE
     try:
-        child = subprocess.run(  # noqa: S603
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_seconds, check=False
-        )
+        with subprocess.Popen(command, stdin=void, stdout=pipe, stderr=pipe) as child:  # noqa: S603
+            begun(child)
+            try:
+                said, complained = child.communicate(timeout=timeout_seconds)
+            finally:
+                child.kill()
     except OSError as error:
         raise ModelRefused(f"'{folder.name}' cannot be tried: no process can be started ({error})") from error
     except subprocess.TimeoutExpired:
@@ -113,11 +126,11 @@ def _try(folder: Path, made_for: str, timeout_seconds: float, max_bytes: int) ->
             f"'{folder.name}' took more than {timeout_seconds:g} s to load in a trial; if you trust it, raise "
             "--trial-seconds, or say --trial-seconds off"
         ) from None
-    verdict = child.stdout.decode(errors="replace").strip().rpartition("\n")[2]
+    verdict = said.decode(errors="replace").strip().rpartition("\n")[2]
     try:
         return str(json.loads(verdict)["refused"])
     except (ValueError, KeyError, TypeError):
-        last = child.stderr.decode(errors="replace").strip().rpartition("\n")[2][:200]
+        last = complained.decode(errors="replace").strip().rpartition("\n")[2][:200]
         end = f"status {child.returncode}, {last}"
         if child.returncode < 0:
             end = f"signal {signal.Signals(-child.returncode).name}"
