@@ -155,3 +155,8 @@ def test_an_input_that_the_model_fails_on_is_refused(tmp_path: Path):
     toml = '[[states]]\nname = "h"\ninput = "h"\noutput = "h_out"\n'
     with pytest.raises(ModelRefused, match="the model fails on this input"):
         fading(ready(built, tmp_path, toml), [np.full((1, 9, 1), 99, np.float32)], timesteps=3)
+
+
+def test_a_state_that_leaves_all_bounds_has_no_horizon(tmp_path: Path):
+    with pytest.raises(ModelRefused, match="a state is not finite"):
+        fading(ready(linear(2.0), tmp_path), timesteps=200)

@@ -92,6 +92,8 @@ def fading(model: Model, inputs: Sequence[Array] | None = None, *, timesteps: in
             outputs, states = _run(model, _cut(both, signature.inputs, index * chunk, chunk), states)
         except ERRORS as error:
             raise ModelRefused(f"the model fails on this input: {' '.join(str(error).split())[:400]}") from error
+        if not all(np.isfinite(state).all() for state in states):
+            raise ModelRefused(f"a state is not finite {index + 1} chunks into this input; give fewer timesteps")
         if index >= before:
             whole.add((output, 0) for output in _cut(outputs, signature.outputs, -1, 1))
             for layer, trace in layers.items():
