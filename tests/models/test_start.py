@@ -73,3 +73,9 @@ def test_what_is_wrong_with_it_is_told(tmp_path: Path, start: ModelProto, reason
 def test_its_digest_is_honoured(tmp_path: Path):
     with pytest.raises(ModelRefused, match=r"start.onnx has sha256"):
         started(tmp_path, projected(), f'start_sha256 = "{"0" * 64}"\n')
+
+
+def test_a_digest_without_the_file_is_refused(tmp_path: Path):
+    folder = graphs.write(graphs.gru_exposed()[0], tmp_path, toml=f'start_sha256 = "{"0" * 64}"\n')
+    with pytest.raises(ModelRefused, match=r"start.onnx cannot be read"):
+        load(folder, provider="cpu")

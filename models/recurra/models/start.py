@@ -77,8 +77,8 @@ class Start:
 
 
 def read(path: Path, sha256: str | None, layout: Layout, provider: str) -> Start | None:
-    """The start graph in `path`, None if there is none. Raises ModelRefused as `source.read` and Start do."""
-    return Start(source.read(path, sha256), layout, provider) if path.exists() else None
+    """The start graph in `path`, None if none is there or due. Raises ModelRefused as `source.read` and Start do."""
+    return Start(source.read(path, sha256), layout, provider) if path.exists() or sha256 else None
 
 
 def _inputs(graph: GraphProto) -> tuple[TensorSpec, ...]:
