@@ -137,3 +137,26 @@ def test_an_input_that_changes_no_state_is_refused(tmp_path: Path):
     deaf = ready(linear(0.5, constant_input=0.0), tmp_path)
     with pytest.raises(ModelRefused, match="changes no state"):
         fading(deaf, timesteps=5)
+
+
+def test_an_input_that_the_model_fails_on_is_refused(tmp_path: Path):
+    """Ids of a table that the bounds do not tell, since they are computed first."""
+    nodes = [
+        helper.make_node("Cast", ["h"], ["id"], to=graphs.INT64),
+        helper.make_node("Gather", ["table", "id"], ["one"]),
+        helper.make_node("Add", ["h", "x"], ["sum"]),
+        helper.make_node("Mul", ["sum", "one"], ["h_out"]),
+    ]
+    sizes = ["batch", 1]
+    table = const("table", [1] * 100, np.float32)
+    built = graphs.model(nodes, [info("x", sizes), info("h", sizes)], [info("h_out", sizes)], [table])
+    built.graph.output.append(info("y", sizes))
+    built.graph.node.append(helper.make_node("Identity", ["h_out"], ["y"]))
+    toml = '[[states]]\nname = "h"\ninput = "h"\noutput = "h_out"\n'
+    with pytest.raises(ModelRefused, match="the model fails on this input"):
+        fading(ready(built, tmp_path, toml), [np.full((1, 9, 1), 99, np.float32)], timesteps=3)
+
+
+def test_a_state_that_leaves_all_bounds_has_no_horizon(tmp_path: Path):
+    with pytest.raises(ModelRefused, match="a state is not finite"):
+        fading(ready(linear(2.0), tmp_path), timesteps=200)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import steps
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from recurra.models import Model, load
 from recurra.models.lengths import with_lengths
@@ -18,6 +18,43 @@ LENGTHS = np.array([4, 6, 1])
 
 def loaded(built: ModelProto, root: Path) -> Model:
     return load(graphs.write(built, root), provider="cpu")
+
+
+def branching() -> ModelProto:
+    """A GRU that takes another branch of the graph once a zero is in the chunk, where each row is told the longest."""
+    weights = graphs.Weights.draw("GRU", 3, 4)
+
+    def branch(name: str, *before: NodeProto, lengths: str = "") -> GraphProto:
+        told = ["x_time", "g_w", "g_r", "g_b", lengths, "h0"]
+        made = [f"{name}_y", f"{name}_h"]
+        node = helper.make_node("GRU", told, made, hidden_size=4, linear_before_reset=1)
+        outputs = [graphs.info(made[0], ["time", 1, "batch", 4]), graphs.info(made[1], [1, "batch", 4])]
+        return helper.make_graph([*before, node], name, [], outputs)
+
+    longest = [
+        helper.make_node("Shape", ["x_time"], ["time"], start=0, end=1),
+        helper.make_node("Shape", ["x_time"], ["rows"], start=1, end=2),
+        helper.make_node("Expand", ["time", "rows"], ["wide"]),
+        helper.make_node("Cast", ["wide"], ["lengths"], to=TensorProto.INT32),
+    ]
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["x_time"], perm=[1, 0, 2]),
+        helper.make_node("Abs", ["x"], ["sizes"]),
+        helper.make_node("ReduceMin", ["sizes"], ["least"], keepdims=0),
+        helper.make_node("Cast", ["least"], ["full"], to=TensorProto.BOOL),
+        helper.make_node(
+            "If",
+            ["full"],
+            ["g_y", "h1"],
+            then_branch=branch("full"),
+            else_branch=branch("holed", *longest, lengths="lengths"),
+        ),
+        helper.make_node("Squeeze", ["g_y", "one"], ["y_time"]),
+        helper.make_node("Transpose", ["y_time"], ["y"], perm=[1, 0, 2]),
+    ]
+    inputs = [graphs.info("x", ["batch", "time", 3]), graphs.info("h0", [1, "batch", 4])]
+    outputs = [graphs.info("y", ["batch", "time", 4]), graphs.info("h1", [1, "batch", 4])]
+    return graphs.model(nodes, inputs, outputs, [*weights.initializers("g"), graphs.const("one", [1])])
 
 
 def is_ragged(built: ModelProto, root: Path) -> bool:
@@ -101,6 +138,10 @@ def test_lengths_that_the_file_takes_already_are_used(tmp_path: Path):
 
 def test_a_graph_that_gives_only_the_last_output_takes_rows_of_one_length(tmp_path: Path):
     assert not is_ragged(graphs.native(last_only=True)[0], tmp_path)
+
+
+def test_a_branch_that_only_zeros_lead_to_is_tried_too(tmp_path: Path):
+    assert not is_ragged(branching(), tmp_path)
 
 
 def test_a_graph_of_one_timestep_or_of_one_session_takes_none(tmp_path: Path):

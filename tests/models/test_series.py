@@ -27,6 +27,8 @@ def test_a_table_has_a_row_a_timestep_with_or_without_names(tmp_path: Path):
         (tmp_path / "x.csv").write_text(f"{head}1,2,3\n4,5,6\n\n")
         (found,) = read(tmp_path / "x.csv", signature(X))
         assert found.tolist() == [[[1, 2, 3], [4, 5, 6]]]
+    (tmp_path / "x.csv").write_text("1,2,3\n4,5,6\n", "utf-8-sig")  # as Excel marks its files
+    assert read(tmp_path / "x.csv", signature(X))[0].tolist() == [[[1, 2, 3], [4, 5, 6]]]
     (tmp_path / "t.csv").write_text("token\n4\n10\n")
     assert read(tmp_path / "t.csv", signature(TOKENS))[0].tolist() == [[4, 10]]
 
@@ -45,6 +47,8 @@ def test_what_the_model_does_not_take_is_refused(tmp_path: Path):
         (np.ones((5, 4)), X, r"has shape \(1, 5, 4\); the model takes \(time, 3\)"),
         (np.ones(3), X, r"has shape \(3\)"),
         (np.full((5, 3), np.nan), X, "no finite numbers"),
+        (np.full((5, 3), 1e300), X, "too large for float32"),
+        (np.array([1e30]), TOKENS, "whole numbers from 0 to 10"),
         (np.array([1, 11]), TOKENS, "whole numbers from 0 to 10"),
         (np.array([1.5, 2]), TOKENS, "whole numbers from 0 to 10"),
     ):
@@ -57,6 +61,9 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path):
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     (tmp_path / "empty.csv").write_text("a,b,c\n")
     (tmp_path / "text.csv").write_text("1,2,3\n4,five,6\n")
-    for name in ("objects.npy", "empty.csv", "text.csv", "missing.npy"):
+    (tmp_path / "half.npz").write_bytes(b"PK\3\4")
+    np.save(tmp_path / "x.npy", np.ones((5, 3)))
+    (tmp_path / "x.npy").rename(tmp_path / "alone.npz")
+    for name in ("objects.npy", "empty.csv", "text.csv", "missing.npy", "half.npz", "alone.npz"):
         with pytest.raises(ModelRefused, match=r"cannot be read as \.npy, \.npz or \.csv"):
             read(tmp_path / name, signature(X))

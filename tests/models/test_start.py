@@ -39,6 +39,19 @@ def test_a_source_of_any_length_becomes_the_states(tmp_path: Path, output: str):
     np.testing.assert_allclose(state, np.full((1, 1, 8), source.mean(axis=1).sum() * 0.1), rtol=1e-5)
 
 
+def test_states_that_it_does_not_make_are_fresh(tmp_path: Path):
+    folder = graphs.write(graphs.lstm(), tmp_path)
+    model = load(folder, provider="cpu")
+    names = [state.name for state in model.signature.states]
+    built = projected(names[0], hidden=model.signature.states[0].shape[-1])
+    (folder / "1/start.onnx").write_bytes(built.SerializeToString())
+    start = load(folder, provider="cpu").start
+    assert start is not None
+    made, fresh = start.run([np.ones((1, 7, 5), np.float32)]).values()
+    assert made.any()
+    np.testing.assert_array_equal(fresh, model.signature.states[1].fresh[None])
+
+
 def test_a_model_without_one_starts_fresh(tmp_path: Path):
     assert load(graphs.write(graphs.gru_exposed()[0], tmp_path), provider="cpu").start is None
 
@@ -60,3 +73,9 @@ def test_what_is_wrong_with_it_is_told(tmp_path: Path, start: ModelProto, reason
 def test_its_digest_is_honoured(tmp_path: Path):
     with pytest.raises(ModelRefused, match=r"start.onnx has sha256"):
         started(tmp_path, projected(), f'start_sha256 = "{"0" * 64}"\n')
+
+
+def test_a_digest_without_the_file_is_refused(tmp_path: Path):
+    folder = graphs.write(graphs.gru_exposed()[0], tmp_path, toml=f'start_sha256 = "{"0" * 64}"\n')
+    with pytest.raises(ModelRefused, match=r"start.onnx cannot be read"):
+        load(folder, provider="cpu")

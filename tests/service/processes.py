@@ -53,14 +53,18 @@ class ServerProcess:
 
     def start(self, seconds: float = READY_SECONDS) -> Self:
         """Start it, and wait until it is ready: until its models have passed their self-tests."""
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", SERVE, *self._flags], stdout=subprocess.PIPE, stderr=log
-            )
+        self.launch()
         line = self._line(seconds)
         assert line.startswith("recurra is ready on "), f"{line!r}; its log:\n{self.log}"
         self.address = line.split()[-1]
         return self
+
+    def launch(self) -> None:
+        """Start it, and wait for nothing."""
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", SERVE, *self._flags], stdout=subprocess.PIPE, stderr=log
+            )
 
     @property
     def log(self) -> str:

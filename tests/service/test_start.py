@@ -58,6 +58,7 @@ def test_a_given_state_has_the_last_word(caller: Caller, session: str):
         ("gru", source()[:, :4], "input 'source' is float32 of shape .any, 5., not float32 of shape .6, 4."),
         ("gru", source() * np.nan, "holds a NaN"),
         ("gru", {"sauce": source()}, "inputs 'sauce'; the model takes 'source'"),
+        ("gru", source()[:0], "input 'source' is empty: it has shape .0, 5."),
         ("lstm", source(), "takes no start inputs"),
     ],
 )

@@ -14,6 +14,7 @@ from tests.conftest import StartServer
 from tests.models import graphs
 from tests.service import zoo
 from tests.service.caller import Caller
+from tests.service.processes import ServerProcess, eventually
 
 LSTM = zoo.MODELS["lstm"]
 
@@ -67,3 +68,25 @@ def test_a_file_that_would_harm_the_server_is_refused_and_the_others_are_served(
             caller.predict("stranger", "s", x)
     kept = [json.loads(path.read_text())["refused"] for path in (tmp_path / "cache").iterdir()]
     assert "" in kept
+
+
+def test_told_to_stop_during_a_trial_the_server_ends_it_and_begins_no_other(tmp_path: Path):
+    for name in ("first", "second"):
+        graphs.write(endless(), tmp_path / "models", name)
+    server = ServerProcess(tmp_path / "models", tmp_path / "data", "--trial-seconds", "60", "--cache", "off")
+    try:
+        server.launch()
+        assert server.process is not None
+        children = Path(f"/proc/{server.process.pid}/task")
+        eventually(lambda: any(b"quarantine" in each for each in _commands(children)))
+        assert server.stop() == 0
+        assert "model.refused" not in server.log
+        assert "server.ready" not in server.log
+    finally:
+        server.close()
+
+
+def _commands(tasks: Path) -> list[bytes]:
+    """The command lines of all children of a process's threads."""
+    pids = [pid for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
+    return [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids]

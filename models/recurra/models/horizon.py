@@ -14,6 +14,7 @@ import numpy as np
 from recurra.models.refusal import ModelRefused
 from recurra.models.repository import Model
 from recurra.models.samples import Samples, row
+from recurra.models.session import ERRORS
 from recurra.models.signature import Array, TensorSpec
 
 TIMESTEPS: Final = 100
@@ -70,7 +71,7 @@ def fading(model: Model, inputs: Sequence[Array] | None = None, *, timesteps: in
         inputs: in the signature's order, (rows, T, *shape), or (rows, *shape) without a time axis; None for noise.
 
     Raises:
-        ModelRefused: the inputs are too short, or nothing is reached.
+        ModelRefused: the inputs are too short, the model fails on them, or nothing is reached.
 
     """
     signature, random = model.signature, np.random.default_rng(0)
@@ -87,7 +88,12 @@ def fading(model: Model, inputs: Sequence[Array] | None = None, *, timesteps: in
     states = samples.fresh(2 * _PAIRS)
     layers, whole = {state.layer: _Trace() for state in signature.states}, _Trace()
     for index in range(before + 1 + after):
-        outputs, states = _run(model, _cut(both, signature.inputs, index * chunk, chunk), states)
+        try:
+            outputs, states = _run(model, _cut(both, signature.inputs, index * chunk, chunk), states)
+        except ERRORS as error:
+            raise ModelRefused(f"the model fails on this input: {' '.join(str(error).split())[:400]}") from error
+        if not all(np.isfinite(state).all() for state in states):
+            raise ModelRefused(f"a state is not finite {index + 1} chunks into this input; give fewer timesteps")
         if index >= before:
             whole.add((output, 0) for output in _cut(outputs, signature.outputs, -1, 1))
             for layer, trace in layers.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def read(path: Path, signature: Signature) -> list[Array]:
     names = [spec.name for spec in signature.inputs]
     try:
         arrays = _arrays(path, names)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise ModelRefused(f"'{path}' cannot be read as .npy, .npz or .csv: {error}") from error
     if sorted(arrays) != sorted(names):
         raise ModelRefused(f"'{path}' gives {', '.join(sorted(arrays))}; the model takes {', '.join(sorted(names))}")
@@ -32,13 +33,15 @@ def read(path: Path, signature: Signature) -> list[Array]:
 
 def _arrays(path: Path, names: list[str]) -> Mapping[str, Array]:
     if path.suffix == ".npz":
+        if not is_zipfile(path):
+            raise ValueError("it is no archive of arrays")
         with np.load(path, allow_pickle=False) as kept:
             return dict(kept)
     if len(names) > 1:
         raise ValueError(f"the model has several inputs; a .npz file holds them by name: {', '.join(names)}")
     if path.suffix == ".npy":
         return {names[0]: np.load(path, allow_pickle=False)}
-    lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    lines = [line for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     if lines and not _is_number(lines[0].split(",")[0]):
         del lines[0]
     if not lines:
@@ -70,7 +73,10 @@ def _fitted(array: Array, spec: TensorSpec, *, lines: bool) -> Array:
         )
     if array.dtype.kind not in "iufb" or not np.isfinite(array).all():
         raise ModelRefused(f"input '{spec.name}' has values that are no finite numbers; replace them")
-    fitted = array.astype(spec.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # a value that is too large is told below
+        fitted = array.astype(spec.dtype)
+    if not np.isfinite(fitted).all():
+        raise ModelRefused(f"input '{spec.name}' has values that are too large for {spec.dtype}")
     if spec.dtype.kind != "f":
         low, high = spec.bounds or (fitted.min(), fitted.max())
         if (fitted != array).any() or fitted.min() < low or fitted.max() > high:

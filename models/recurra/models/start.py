@@ -34,13 +34,14 @@ class Start:
         self.inputs = _inputs(model.graph)
         self._states = [_state(name, layout) for name in self._session.outputs]
         self._specs = [port.spec for port in layout.states]
+        self._fresh = {index: spec.fresh[None] for index, spec in enumerate(layout.signature().states)}
         if len(set(self._states)) < len(self._states):
             raise ModelRefused("start.onnx gives one state twice; give each state one output")
         for size in _SIZES:
             self._try(size)
 
     def run(self, inputs: Sequence[Array]) -> dict[int, Array]:
-        """The states that one session starts from, each (1, *shape), by index in the signature.
+        """All states that one session starts from, each (1, *shape), by index: fresh where the graph makes none.
 
         Args:
             inputs: in order, each (1, *shape).
@@ -51,7 +52,7 @@ class Start:
 
         """
         fed = {spec.name: array for spec, array in zip(self.inputs, inputs, strict=True)}
-        found = {}
+        found = dict(self._fresh)
         for index, array in zip(self._states, self._session.run(self._session.outputs, fed), strict=True):
             spec = self._specs[index]
             if _plain(array.shape) != _plain(spec.shape) or array.dtype != spec.dtype:
@@ -76,8 +77,8 @@ class Start:
 
 
 def read(path: Path, sha256: str | None, layout: Layout, provider: str) -> Start | None:
-    """The start graph in `path`, None if there is none. Raises ModelRefused as `source.read` and Start do."""
-    return Start(source.read(path, sha256), layout, provider) if path.exists() else None
+    """The start graph in `path`, None if none is there or due. Raises ModelRefused as `source.read` and Start do."""
+    return Start(source.read(path, sha256), layout, provider) if path.exists() or sha256 else None
 
 
 def _inputs(graph: GraphProto) -> tuple[TensorSpec, ...]:

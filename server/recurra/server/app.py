@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,6 +41,10 @@ _LAST_WORDS_SECONDS: Final = 0.5
 _log = Log(__name__)
 
 
+class _Ended(Exception):
+    """It was told to stop before it was ready."""
+
+
 class SystemClock:
     """Real time."""
 
@@ -64,10 +69,11 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
 
     for sign in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sign, end)
-    async with running(settings, ending) as address:
-        ready(address)
-        await ending
-        _log.info("server.stopping", drain_seconds=settings.drain_seconds)
+    with suppress(_Ended):
+        async with running(settings, ending) as address:
+            ready(address)
+            await ending
+            _log.info("server.stopping", drain_seconds=settings.drain_seconds)
 
 
 @asynccontextmanager
@@ -82,7 +88,10 @@ async def running(settings: Settings, ending: asyncio.Future[None]) -> AsyncIter
         store = await _store(settings, stack, metrics, ending)
         device = ThreadPoolExecutor(1, thread_name_prefix="device")
         stack.callback(device.shutdown)
-        served = await _load(settings, store, device, metrics)
+        served = await _load(settings, store, device, metrics, ending)
+        if ending.done():
+            await ending
+            raise _Ended
         engines = [_owned(engine.run(), f"engine of {engine.model.name}", ending) for engine in served.engines.values()]
         stack.push_async_callback(_stop, engines)
 
@@ -129,13 +138,22 @@ def _owned(work: Coroutine[Any, Any, None], name: str, ending: asyncio.Future[No
     return task
 
 
-async def _load(settings: Settings, store: RedisStore, device: ThreadPoolExecutor, metrics: Metrics) -> Served:
-    served = Served()
+async def _load(
+    settings: Settings, store: RedisStore, device: ThreadPoolExecutor, metrics: Metrics, ending: asyncio.Future[None]
+) -> Served:
+    """All models; once `ending` is done a trial is ended too, and no other model is begun."""
+    served, loop = Served(), asyncio.get_running_loop()
+
+    def begun(child: subprocess.Popen[bytes]) -> None:
+        loop.call_soon_threadsafe(ending.add_done_callback, lambda _: child.kill())
+
     for name, folder in models.find(settings.models).items():
         began = time.monotonic()
         try:
-            model = await asyncio.to_thread(_model, folder, settings)
+            model = await asyncio.to_thread(_model, folder, settings, begun)
         except models.ModelRefused as error:
+            if ending.done():
+                break
             served.refused[name] = str(error)
             _log.error("model.refused", model=name, error=error)
             continue
@@ -146,14 +164,16 @@ async def _load(settings: Settings, store: RedisStore, device: ThreadPoolExecuto
         limits = Limits(queue=settings.queue_limit, slots=slots)
         served.engines[name] = Engine(model, runner, store, SystemClock(), metrics.for_model(name), limits=limits)
         _log.info("model.loaded", model=name, version=model.version, seconds=round(time.monotonic() - began, 3))
+        if ending.done():
+            break
     return served
 
 
-def _model(folder: Path, settings: Settings) -> models.Model:
-    """The model, loaded in a process of its own first. Raises ModelRefused."""
+def _model(folder: Path, settings: Settings, begun: Callable[[subprocess.Popen[bytes]], None]) -> models.Model:
+    """The model, loaded in a process of its own first, which `begun` is told. Raises ModelRefused."""
     if settings.trial_seconds is not None:
-        made_for = choose(settings.provider)
-        quarantine.clear(folder, made_for=made_for, cache=settings.cache, timeout_seconds=settings.trial_seconds)
+        made_for, seconds = choose(settings.provider), settings.trial_seconds
+        quarantine.clear(folder, made_for=made_for, cache=settings.cache, timeout_seconds=seconds, begun=begun)
     return models.load(folder, provider=settings.provider)
 
 

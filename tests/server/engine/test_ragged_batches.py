@@ -112,3 +112,28 @@ async def test_of_a_padded_batch_the_bad_row_fails_alone(a):
     with pytest.raises(Exception, match="not finite"):
         await calls[1].answer()
     assert (await a.stands("b"))[1] == 1
+
+
+async def test_what_was_sent_of_a_padded_batch_is_not_run_again_when_another_length_fails(a):
+    for name in ("five", "eight"):
+        await a.predict(name, LSTM.draw(0, 1)).answer()
+    to_bytes, asked = a.runner.to_bytes, []
+
+    def short_of_memory(states):
+        asked.append(len(states))
+        if len(asked) == 3:  # the first call's, then the five's, then the eight's
+            raise MemoryError
+        return to_bytes(states)
+
+    gate = a.run.hold("run")
+    first = a.predict("first", LSTM.draw(0, 1))
+    await gate.here()
+    calls = [a.predict("five", LSTM.draw(0, 5)), a.predict("eight", LSTM.draw(1, 8))]
+    a.runner.to_bytes = short_of_memory
+    gate.open()
+    await first.answer()
+    for at, (call, size) in enumerate(zip(calls, (5, 8), strict=True)):
+        answer = await call.answer()
+        np.testing.assert_allclose(answer.y, expected(at, size), **zoo.CLOSE)
+        assert answer.position == 1 + size
+    assert (await a.stands("five"))[1] == 6

@@ -123,6 +123,7 @@ class GatedRunner:
         self._runner = runner
         self.gather, self.scatter = runner.gather, runner.scatter
         self.to_bytes, self.from_bytes = runner.to_bytes, runner.from_bytes
+        self.start = runner.start
 
     async def run(self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None) -> Step:
         self.runs.append((inputs[0].shape[0], inputs[0].shape[1]))
@@ -313,7 +314,9 @@ class World:
         self._stack.push_async_callback(store.close)
         device = ThreadPoolExecutor(1)
         self._stack.callback(device.shutdown)
-        runner = SlabRunner(model.signature, model.program, device, slots=slots + 1, ragged=model.ragged)
+        runner = SlabRunner(
+            model.signature, model.program, device, slots=slots + 1, ragged=model.ragged, start=model.start
+        )
         made = Replica(model, store, runner, limits=Limits(queue=queue, slots=slots))
         self._stack.push_async_callback(made.stop)
         return made

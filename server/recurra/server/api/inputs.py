@@ -117,6 +117,8 @@ def _check(spec: TensorSpec, array: Array, rows: int | None) -> None:
         raise InvalidArgument(
             f"input '{spec.name}' is {spec.dtype} of shape [{want}], not {array.dtype} of shape {shape}"
         )
+    if 0 in sizes:  # a recurrent node without a timestep aborts the runtime, and the server with it
+        raise InvalidArgument(f"input '{spec.name}' is empty: it has shape {list(array.shape[1:])}")
     if rows is not None and len(array) != rows:
         raise InvalidArgument(f"input '{spec.name}' has {len(array)} rows, but the frame {rows} sessions")
     _finite(spec.name, array)

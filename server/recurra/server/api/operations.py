@@ -112,7 +112,7 @@ def block(
     if given:
         salted = salt(salted, *(part for index in sorted(given) for part in (index, given[index])))
     if start:  # not what comes of it: another replica may compute that a little differently
-        salted = salt(salted, "start", *start)
+        salted = salt(salted, "start", *(part for source in start for part in (source.shape, source)))
     after = operation.after or bytes(ID_BYTES)
     wait = LONGEST_WAIT_SECONDS if wait_seconds is None else wait_seconds
     return Block(

@@ -274,6 +274,7 @@ class Engine:
             if not current.any():
                 return
             batch = batch.only(current)
+        left = np.ones(len(batch), bool)
         try:
             for block in {block for block, _ in batch.parts if block.start}:
                 block.given = await self._runner.start(block.start) | block.given
@@ -283,11 +284,13 @@ class Engine:
             step = await self._run(batch, states)
             for rows in batch.by_length():
                 self._finish(*self._chosen(batch, step, rebased, rows))
+                left &= ~rows
         except RecurraError as error:
-            for part in batch.parts:
+            for part in batch.only(left).parts:
                 self._refuse(part, error)
         except Exception as error:  # noqa: BLE001 # whatever the runtime raises is this batch's, not the server's
-            if len(batch) == 1:
+            batch = batch.only(left)  # what was sent is not run again
+            if len(left) == 1:
                 text = f"the model failed on this input: {error}; no timestep was consumed"
                 self._refuse(batch.parts[0], RunFailed(text))
                 return
