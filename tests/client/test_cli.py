@@ -36,11 +36,18 @@ def test_models(run) -> None:
 def test_predict_from_json_csv_npy_and_stdin(run, tmp_path, monkeypatch) -> None:
     np.save(tmp_path / "x.npy", X)
     np.savetxt(tmp_path / "x.csv", X, delimiter=",", header="a,b,c", comments="")
+    np.savetxt(tmp_path / "marked.csv", X, delimiter=",", encoding="utf-8-sig")  # as spreadsheets write it
     monkeypatch.setattr(sys, "stdin", (tmp_path / "x.json").open("w+"))
     sys.stdin.write(json.dumps(X.tolist()))
     sys.stdin.seek(0)
     with sys.stdin:
-        for source in (json.dumps({"x": X.tolist()}), f"@{tmp_path}/x.npy", f"@{tmp_path}/x.csv", "-"):
+        for source in (
+            json.dumps({"x": X.tolist()}),
+            f"@{tmp_path}/x.npy",
+            f"@{tmp_path}/x.csv",
+            f"@{tmp_path}/marked.csv",
+            "-",
+        ):
             status, out, err = run("predict", "lstm", "--input", source, "--json")
             assert status == 0, err
             np.testing.assert_allclose(json.loads(out), LSTM.whole(X), **CLOSE)

@@ -8,6 +8,7 @@ import pytest
 from onnx import ModelProto, helper
 
 from recurra.models import Model, ModelRefused, load
+from recurra.models.repository import load_file
 
 SOURCE = graphs.info("source", ["batch", "length", 5])
 
@@ -79,3 +80,9 @@ def test_a_digest_without_the_file_is_refused(tmp_path: Path):
     folder = graphs.write(graphs.gru_exposed()[0], tmp_path, toml=f'start_sha256 = "{"0" * 64}"\n')
     with pytest.raises(ModelRefused, match=r"start.onnx cannot be read"):
         load(folder, provider="cpu")
+
+
+def test_one_beside_a_file_of_another_name_is_not_its_own(tmp_path: Path):
+    (tmp_path / "other.onnx").write_bytes(graphs.gru_exposed()[0].SerializeToString())
+    (tmp_path / "start.onnx").write_bytes(b"this is no model")
+    assert load_file(tmp_path / "other.onnx", "other", "0", tmp_path, provider="cpu").start is None

@@ -33,7 +33,7 @@ def read_input(text: str, stdin: IO[str], option: str = "--input") -> Inputs:
         if path.suffix == ".npy":
             return cast("Inputs", np.load(path, allow_pickle=False))
         if path.suffix == ".csv":
-            return _from_csv(path.read_text().splitlines())
+            return _from_csv(path.read_text("utf-8-sig").splitlines())
     except ValueError as error:
         raise InvalidArgument(f"{path}: {error}") from None
     return _from_json(path.read_text(), str(path))

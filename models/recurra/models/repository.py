@@ -106,7 +106,9 @@ def load_file(
         program = Program(session, layout)
         padded = ragged(prepared.content, program) if self_test.batched else None
         self_test = replace(self_test, ragged=padded is not None)
-        starting = start.read(path.with_name(START), settings.start_sha256, layout, provider)
+        starting = None
+        if path.name == FILE:  # beside any other file it may be another model's
+            starting = start.read(path.with_name(START), settings.start_sha256, layout, provider)
         if any(pair.origin == "lifted" for pair in prepared.pairs):
             self_test = replace(self_test, notes=self_test.notes + fidelity.check(original, program))
     except ModelRefused:

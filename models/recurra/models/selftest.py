@@ -136,13 +136,14 @@ class _Trial:
     def batch(self, test: SelfTest) -> SelfTest:
         """A batch against each of its rows alone, from states that differ."""
         inputs, states = self._warm(_ROWS)
-        together = self._run(inputs, states)
         worst, good = 0.0, True
-        for index in range(_ROWS):
-            alone = self._run([x[index : index + 1] for x in inputs], self._rows(states, index))
-            outputs = [output[index : index + 1] for output in together[0]]
-            error, same = compare([*outputs, *self._rows(together[1], index)], [*alone[0], *alone[1]])
-            worst, good = max(worst, error), good and same
+        for each in (inputs, *self._blanked(inputs)):
+            together = self._run(each, states)
+            for index in range(_ROWS):
+                alone = self._run([x[index : index + 1] for x in each], self._rows(states, index))
+                outputs = [output[index : index + 1] for output in together[0]]
+                error, same = compare([*outputs, *self._rows(together[1], index)], [*alone[0], *alone[1]])
+                worst, good = max(worst, error), good and same
         note = f"rows of one batch change each other (by {worst:.2g}): one session runs at a time"
         notes = test.notes if good else (*test.notes, note)
         return replace(test, batched=good, batched_error=worst, notes=notes)
@@ -151,7 +152,7 @@ class _Trial:
         """Every state that is not sure, disturbed, changes an output, at once or later."""
         inputs, states = self._warm(1)
         unread = [index for index, spec in enumerate(self._signature.states) if spec.name not in sure]
-        for each in (inputs, *(self._samples.blanked(inputs, blank, first=0) for blank in self._blanks)):
+        for each in (inputs, *self._blanked(inputs)):
             unread = self._unread(each, states, unread)
         if unread:
             raise ModelRefused(
@@ -180,6 +181,10 @@ class _Trial:
             if change > noise:
                 return True
         return False
+
+    def _blanked(self, inputs: list[Array]) -> list[list[Array]]:
+        """The inputs with some timesteps masked, in each way that the graph may know."""
+        return [self._samples.blanked(inputs, blank, first=0) for blank in self._blanks]
 
     def _warm(self, rows: int) -> tuple[list[Array], list[Array]]:
         """Inputs of one chunk, and the states after another: valid ones, different in each row."""
