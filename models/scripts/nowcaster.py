@@ -2,23 +2,25 @@
 
     python -m models.scripts.nowcaster --repository models/repository
 
-Needs the extra `export` (Keras with TensorFlow, tf2onnx); two minutes on one core. Seeded: the same weights come out
-each time, in a file whose constants tf2onnx may order otherwise.
+Needs the extra `export` (Keras with TensorFlow); two minutes on one core. Seeded: the same weights come out each time,
+in a file whose constants tf2onnx may order otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 from typing import Final
 
 import keras
 import numpy as np
-import onnxruntime
 import tensorflow as tf
-import tf2onnx
 
 from models.scripts.rain import SIZE, Array, held_out, learned
+from recurra.models import Model
+from recurra.models.export.keras import export
+from recurra.models.samples import Samples
 
 SEED: Final = 7
 FILTERS: Final = 12
@@ -33,10 +35,9 @@ def build() -> keras.Model:
     frames = keras.Input((None, SIZE, SIZE, 1), name="frames")
     scaled = keras.layers.Rescaling(1 / SCALE)(frames)
     lstm = keras.layers.ConvLSTM2D(FILTERS, KERNEL, padding="same", return_sequences=True, name="conv_lstm")
-    # A Conv2D of every frame: Keras' TimeDistributed is exported wrongly where the number of timesteps is open.
-    change = keras.layers.Conv3D(1, (1, 3, 3), padding="same", name="head")(lstm(scaled))
+    change = keras.layers.Conv3D(1, (1, 3, 3), padding="same", name="head")(lstm(scaled))  # of each frame alone
     following = keras.layers.ReLU()(keras.layers.Add()([scaled, change]))
-    return keras.Model(frames, keras.layers.Rescaling(SCALE)(following))
+    return keras.Model(frames, keras.layers.Rescaling(SCALE, name="next_frame")(following))
 
 
 def train(frames: Array) -> keras.Model:
@@ -52,33 +53,21 @@ def train(frames: Array) -> keras.Model:
     return model
 
 
-def export(model: keras.Model, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    takes = tf.TensorSpec((None, None, SIZE, SIZE, 1), tf.float32, name="frames")
-
-    @tf.function(input_signature=[takes])
-    def run(frames: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"next_frame": model(frames, training=False)}
-
-    tf2onnx.convert.from_function(run, input_signature=[takes], opset=17, output_path=str(path))
-
-
-def report(path: Path, frames: Array) -> None:
-    """Prints the exported file's mean absolute error on held-out sequences beside persistence (no change)."""
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+def report(model: Model, frames: Array) -> None:
+    """Prints the served model's mean absolute error on held-out sequences beside persistence (no change)."""
     before, after = frames[:, :-1], frames[:, 1:]
-    [forecast] = session.run(["next_frame"], {"frames": before})
+    (forecast,), _ = model.program.run([before], Samples(model.signature).fresh(len(before)))
     model_error, persistence_error = np.abs(forecast - after).mean(), np.abs(before - after).mean()
     print(f"{len(frames)} sequences, error {model_error:.3f} mm/h, persistence {persistence_error:.3f} mm/h")
-    print(f"{path}: {path.stat().st_size} bytes")
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--repository", type=Path, default=Path(__file__).parents[1] / "repository")
-    path = arguments.parse_args().repository / "nowcaster" / "1" / "model.onnx"
-    export(train(learned()), path)
-    report(path, held_out())
+    folder = arguments.parse_args().repository / "nowcaster"
+    trained = train(learned())
+    shutil.rmtree(folder / "1", ignore_errors=True)
+    report(export(trained, folder), held_out())
 
 
 if __name__ == "__main__":

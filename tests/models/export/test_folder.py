@@ -46,12 +46,14 @@ def test_pairs_that_the_graph_does_not_tell_are_told_in_model_toml(tmp_path: Pat
     assert load(tmp_path / "cell", provider="cpu").layout == model.layout
 
 
-def test_another_version_keeps_model_toml_as_its_user_left_it(tmp_path: Path):
+def test_another_version_keeps_model_toml_and_readme_as_their_user_left_them(tmp_path: Path):
     folder.write(graphs.lstm(), tmp_path / "pair")
     (tmp_path / "pair" / "model.toml").write_text("max_batch = 9\n")
+    (tmp_path / "pair" / "README.md").write_text("# Ours\n")
     model = folder.write(graphs.lstm(hidden=4), tmp_path / "pair", version=2)
     assert (model.version, model.max_batch) == ("2", 9)
     assert (tmp_path / "pair" / "model.toml").read_text() == "max_batch = 9\n"
+    assert (tmp_path / "pair" / "README.md").read_text() == "# Ours\n"
     assert load(tmp_path / "pair", provider="cpu").layout == model.layout
 
 

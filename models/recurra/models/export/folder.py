@@ -32,7 +32,7 @@ def write(
 ) -> Model:
     """Writes `folder` and answers the model as the server will load it. What cannot be served is not written.
 
-    A model.toml that is there already, beside other versions, stays as it is.
+    A model.toml or README that is there already, beside other versions, stays as it is.
 
     Args:
         folder: its name is the model's.
@@ -62,7 +62,8 @@ def write(
             for name, array in files.items():
                 np.save(draft / name, array)
         loaded = load(draft, provider="cpu")
-        (draft / _README).write_text(_readme(loaded, source), "utf-8")
+        if not (folder / _README).exists():
+            (draft / _README).write_text(_readme(loaded, source), "utf-8")
         shutil.copytree(draft, folder, dirs_exist_ok=True)
     return loaded
 
