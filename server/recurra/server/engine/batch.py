@@ -67,12 +67,6 @@ class Batch:
                 parts.append(Part(block, kept))
         return Batch(parts)
 
-    def by_length(self) -> list[NDArray[np.bool_]]:
-        """(N,) bool masks: the rows of each length."""
-        if self.lengths is None:
-            return [np.ones(len(self), bool)]
-        return [self.lengths == length for length in np.unique(self.lengths)]
-
     def each(self) -> list[tuple[int, Block, int]]:
         """(place in the batch, block, row) of every operation: for where columns end, not for the hot path."""
         return [(at, block, row) for at, (block, row) in enumerate((b, int(r)) for b, rows in self.parts for r in rows)]

@@ -20,6 +20,7 @@ from recurra.server.engine.digest import digests
 from recurra.server.engine.judge import continues, judge
 from recurra.server.engine.loader import Loader
 from recurra.server.engine.operation import Block, Kind, Rows
+from recurra.server.engine.outcome import Outcome
 from recurra.server.engine.reading import Reader
 from recurra.server.engine.scheduler import Part, Scheduler
 from recurra.server.engine.seams import Clock, Runner, Step, Store
@@ -281,9 +282,9 @@ class Engine:
                 block.start = []
             states = self._runner.gather(batch.slots)
             rebased = batch.give(states, self._axes)
-            step = await self._run(batch, states)
-            for rows in batch.by_length():
-                self._finish(*self._chosen(batch, step, rebased, rows))
+            outcome = Outcome(self.model.signature, batch, await self._run(batch, states), rebased)
+            for rows, each in outcome.by_length():
+                self._finish(each)
                 left &= ~rows
         except RecurraError as error:
             for part in batch.only(left).parts:
@@ -323,66 +324,34 @@ class Engine:
         self._metrics.count_timesteps(len(batch) * timesteps if batch.lengths is None else int(batch.lengths.sum()))
         return step
 
-    def _finish(self, batch: Batch, step: Step, rebased: NDArray[np.bool_]) -> None:
+    def _finish(self, outcome: Outcome) -> None:
         """Keep what a run gave: the new state in the slots, and on its way to the store."""
-        began, head = self._clock.monotonic(), batch.head
-        good, finite = self._current(batch), self._finite(step.states, len(batch))
-        for block, rows in batch.only(good & ~finite).parts if (good & ~finite).any() else ():
+        began, finite = self._clock.monotonic(), outcome.finite()
+        good = self._current(outcome.batch)
+        for block, rows in outcome.batch.only(good & ~finite).parts if (good & ~finite).any() else ():
             text = "the model's new state is not finite on this input; no timestep was consumed"
             self._refuse(Part(block, rows), RunFailed(text))
         good &= finite
         if not good.any():
             return
-        batch, step, rebased = self._chosen(batch, step, rebased, good)
-        outputs = step.outputs
-        if not head.return_sequences and outputs:
-            specs = self.model.signature.outputs
-            outputs = [
-                array[:, -1] if spec.has_time_axis else array for array, spec in zip(outputs, specs, strict=True)
-            ]
-        told = self._rows(step.states) if head.return_states else []
-        if head.stateless:
+        outcome = outcome.only(good)
+        batch, states, (outputs, told) = outcome.batch, outcome.step.states, outcome.told()
+        if batch.head.stateless:
             headers, at = self.slots.headers[batch.slots], 0
             for block, rows in batch.parts:
                 mine = slice(at, at + len(rows))
                 block.answer(rows, [o[mine] for o in outputs], [s[mine] for s in told], headers[mine])
                 self._settled(block, rows)
                 at += len(rows)
-        elif head.commit:
-            self._metrics.count_operations(_METRIC_KINDS[head.kind], len(batch))
-            self._commits.send(batch, outputs, told, self._runner.to_bytes(step.states), rebased)
-            self._runner.scatter(batch.slots, step.states)
-            if head.kind is Kind.END:  # what comes next under this name starts fresh
+        elif batch.head.commit:
+            self._metrics.count_operations(_METRIC_KINDS[batch.head.kind], len(batch))
+            self._commits.send(batch, outputs, told, self._runner.to_bytes(states), outcome.rebased)
+            self._runner.scatter(batch.slots, states)
+            if batch.head.kind is Kind.END:  # what comes next under this name starts fresh
                 self._runner.scatter(batch.slots, self._runner.gather(np.zeros(len(batch), np.intp)))
         else:
-            self._commits.hold(batch, outputs, told, rebased)
+            self._commits.hold(batch, outputs, told, outcome.rebased)
         self._metrics.observe_stage("pack", self._clock.monotonic() - began)
-
-    def _chosen(
-        self, batch: Batch, step: Step, rebased: NDArray[np.bool_], rows: NDArray[np.bool_]
-    ) -> tuple[Batch, Step, NDArray[np.bool_]]:
-        """A batch and what its run gave, of some rows, (N,) bool, all of one length; without their padding."""
-        if rows.all() and batch.lengths is None:
-            return batch, step, rebased
-        chosen, specs = batch.only(rows), self.model.signature.outputs
-        outputs = [output[rows] for output in step.outputs]
-        if batch.lengths is not None:
-            count = chosen.head.timesteps
-            outputs = [o[:, :count] if spec.has_time_axis else o for o, spec in zip(outputs, specs, strict=True)]
-        states = [state.compress(rows, axis) for state, axis in zip(step.states, self._axes, strict=True)]
-        return chosen, Step(outputs, states), rebased[rows]
-
-    def _finite(self, states: list[Array], count: int) -> NDArray[np.bool_]:
-        """Which sessions' new state holds neither a NaN nor an infinity, which would stay in it for ever."""
-        floats = [(s, axis) for s, axis in zip(states, self._axes, strict=True) if s.dtype.kind == "f"]
-        finite = np.ones(count, bool)
-        if not all(np.isfinite(state).all() for state, _ in floats):
-            for state, axis in floats:
-                finite &= np.isfinite(np.moveaxis(state, axis, 0).reshape(count, -1)).all(1)
-        return finite
-
-    def _rows(self, states: list[Array]) -> list[Array]:
-        return [np.moveaxis(state, axis, 0) for state, axis in zip(states, self._axes, strict=True)]
 
     # ---- the end of an operation
 
