@@ -311,3 +311,30 @@ def test_what_cannot_be_a_session_is_refused(tmp_path: Path, make: Any, message:
     with pytest.raises(ModelRefused, match=message):
         export(make(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_encoder_makes_the_states_that_its_decoder_starts_from(tmp_path: Path):
+    """Keras' own way: an LSTM that gives its states, and another that starts from them."""
+    source, sentence = keras.Input((None, 3), name="source"), keras.Input((None, 2), name="sentence")
+    _, *ends = layers.LSTM(4, return_state=True, name="reader")(source)
+    writer = layers.LSTM(4, return_sequences=True, return_state=True, name="writer")
+    words, *_ = writer(sentence, initial_state=ends)
+    whole = randomised(keras.Model([source, sentence], words), "weights")
+    begun = [keras.Input((4,), name=f"begun_{kind}") for kind in "hc"]
+    encoder, decoder = keras.Model(source, ends), keras.Model([sentence, *begun], writer(sentence, initial_state=begun))
+    encoder.save(tmp_path / "encoder.keras")
+    model = export(decoder, tmp_path / "pair", start=tmp_path / "encoder.keras")
+    assert [state.name for state in model.signature.states] == ["writer/h", "writer/c"]
+    assert model.start is not None
+    read, wrote = np.random.default_rng(1).normal(size=(1, 7, 3)), np.random.default_rng(2).normal(size=(1, 5, 2))
+    states = list(model.start.run([read.astype(np.float32)]).values())
+    (found,), _ = model.program.run([wrote.astype(np.float32)], states)
+    np.testing.assert_allclose(found, whole.predict([read, wrote], verbose=0), atol=1e-6)
+
+
+def test_the_whole_of_an_encoder_and_a_decoder_is_sent_to_start(tmp_path: Path):
+    source, sentence = keras.Input((None, 3)), keras.Input((None, 2))
+    _, *ends = layers.LSTM(4, return_state=True)(source)
+    words = layers.LSTM(4, return_sequences=True, name="writer")(sentence, initial_state=ends)
+    with pytest.raises(ModelRefused, match="--start ENCODER"):
+        export(keras.Model([source, sentence], words), tmp_path / "pair")

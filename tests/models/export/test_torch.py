@@ -208,3 +208,59 @@ def test_the_command_tells_what_it_cannot_find(source, where, reason, capsys: py
 def test_the_command_tells_how_to_write_an_input(source, capsys: pytest.CaptureFixture[str]):
     assert command(["torch", f"{source}:make", "out", "--input", "float32[batch,time,3]"]) == 1
     assert "write it as x=float32[batch,time,8]" in capsys.readouterr().err
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(3, 4, batch_first=True)
+
+    def forward(self, source):
+        return self.gru(source)[1]
+
+
+class Decoder(nn.Module):
+    """Its input is called as outputs usually are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.head = nn.GRU(2, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, y, h):
+        out, h = self.gru(y, h)
+        return self.head(out), h
+
+
+def test_an_encoder_makes_the_states_that_its_decoder_starts_from(tmp_path: Path):
+    encoder, decoder = Encoder(), Decoder()
+    model = export(
+        decoder,
+        tmp_path / "pair",
+        inputs={"y": "float32[batch,time,2]"},
+        states={"h": "float32[1,batch,4]"},
+        start=encoder,
+        start_inputs={"source": "float32[batch,length,3]"},
+    )
+    assert model.start is not None
+    assert [spec.name for spec in (*model.start.inputs, *model.signature.outputs)] == ["source", "output"]
+    assert "session.predict(..., start=...)" in (tmp_path / "pair/README.md").read_text()
+    source, y = torch.randn(1, 7, 3), torch.randn(1, 5, 2)
+    (found,), _ = model.program.run([y.numpy()], list(model.start.run([source.numpy()]).values()))
+    with torch.no_grad():
+        expected, _ = decoder(y, encoder(source))
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
+
+
+def test_a_start_that_gives_no_states_is_refused_and_nothing_written(tmp_path: Path):
+    told = {"inputs": {"y": "float32[batch,time,2]"}, "states": {"h": "float32[1,batch,4]"}}
+    start = {"start_inputs": {"source": "float32[batch,length,3]"}}
+    with pytest.raises(ModelRefused, match=r"the start gives 2 tensors .* the model has 1 states \(h\)"):
+        export(Decoder(), tmp_path / "pair", **told, **start, start=Pair())
+    with pytest.raises(ModelRefused, match="gives state 'h' as float32 of shape"):
+        export(Decoder(), tmp_path / "pair", **told, start_inputs=X, start=Net(nn.GRU(3, 5, batch_first=True)))
+    assert not (tmp_path / "pair").exists()
+
+
+class Pair(Encoder):
+    def forward(self, source):
+        return self.gru(source)

@@ -45,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MODULE",
         help="import a module that registers custom layers",
     )
+    keras.add_argument(
+        "--start", type=Path, metavar="ENCODER", help="a file whose outputs are the model's first states"
+    )
     torch = kinds.add_parser("torch", help="a PyTorch module")
     torch.add_argument("model", metavar="MODULE:ATTR", help="an nn.Module, or a function that makes one")
     for flag, size, what in (
@@ -52,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
         ("--state", "batch,16", "one that forward gives back, new"),
     ):
         torch.add_argument(flag, action="append", default=[], metavar=f"NAME=float32[{size}]", help=what)
+    torch.add_argument("--start", metavar="MODULE:ATTR", help="an encoder, whose outputs are the model's first states")
+    torch.add_argument("--start-input", action="append", default=[], metavar="NAME=...", help="an argument of it")
     for each in (keras, torch):
         each.add_argument("out", type=Path, metavar="OUT", help="the model folder to write; its name is the model's")
         each.add_argument("--version", type=int, default=1, help="the version to write (default: %(default)s)")

@@ -14,8 +14,9 @@ import numpy as np
 from onnx import ModelProto
 
 from recurra.models.config import StateConfig
+from recurra.models.export.started import call_as_states
 from recurra.models.refusal import ModelRefused
-from recurra.models.repository import FILE, SETTINGS, Model, is_name, load
+from recurra.models.repository import FILE, SETTINGS, START, Model, is_name, load
 from recurra.models.signature import Array, StateSpec, TensorSpec
 
 _README: Final = "README.md"
@@ -27,6 +28,7 @@ def write(
     *,
     states: Sequence[StateConfig] = (),
     files: Mapping[str, Array] = MappingProxyType({}),
+    start: ModelProto | None = None,
     version: int = 1,
     source: str = "",
 ) -> Model:
@@ -38,6 +40,7 @@ def write(
         folder: its name is the model's.
         states: pairs that the graph does not tell by itself.
         files: fresh states by the names of the .npy files that `states` give.
+        start: the graph whose outputs, in their order, are the states that a session starts from.
         source: what it was exported from, for the README.
 
     Raises:
@@ -62,6 +65,10 @@ def write(
             for name, array in files.items():
                 np.save(draft / name, array)
         loaded = load(draft, provider="cpu")
+        if start is not None:
+            call_as_states(start, [port.spec.name for port in loaded.program.layout.states])
+            (draft / str(version) / START).write_bytes(start.SerializeToString())
+            loaded = load(draft, provider="cpu")
         if not (folder / _README).exists():
             (draft / _README).write_text(_readme(loaded, source), "utf-8")
         shutil.copytree(draft, folder, dirs_exist_ok=True)
@@ -90,6 +97,8 @@ def _readme(model: Model, source: str) -> str:
     if source:
         lines += [f"Exported from {source}.", ""]
     lines += ["| tensor | | dtype | shape |", "|---|---|---|---|"]
+    started = model.start.inputs if model.start else ()
+    lines += [f"| `{spec.name}` | start input | {spec.dtype.name} | {_shape(spec)} |" for spec in started]
     lines += [f"| `{spec.name}` | input | {spec.dtype.name} | {_shape(spec)} |" for spec in signature.inputs]
     lines += [f"| `{spec.name}` | output | {spec.dtype.name} | {_shape(spec)} |" for spec in signature.outputs]
     lines += [
@@ -98,10 +107,17 @@ def _readme(model: Model, source: str) -> str:
     ]
     notes = [f"- {note}" for note in test.notes]
     lines += ["", f"A session's state has {signature.state_bytes} bytes.", *([""] if notes else []), *notes, ""]
-    inputs = ", ".join(f'"{spec.name}": ...' for spec in signature.inputs)
     lines += ["```python", f'session = client.session("{model.name}", "SESSION")']
-    lines += [f"session.predict({{{inputs}}})" if len(signature.inputs) > 1 else "session.predict(...)", "```", ""]
+    if started:
+        lines.append(f"session.predict({_call(signature.inputs)}, start={_call(started)})  # begins with a source")
+    lines += [f"session.predict({_call(signature.inputs)})", "```", ""]
     return "\n".join(lines)
+
+
+def _call(specs: Sequence[TensorSpec]) -> str:
+    """An argument for these tensors."""
+    named = ", ".join(f'"{spec.name}": ...' for spec in specs)
+    return "..." if len(specs) == 1 else f"{{{named}}}"
 
 
 def _shape(spec: TensorSpec) -> str:

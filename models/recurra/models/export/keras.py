@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
+
+from onnx import ModelProto
 
 from recurra.models.carried import is_loop
 from recurra.models.config import StateConfig
@@ -14,11 +17,14 @@ from recurra.models.export import folder as folders
 from recurra.models.export.backend import Layer, keras
 from recurra.models.export.keras_file import load
 from recurra.models.export.one_step import given_states, of_cell
+from recurra.models.export.started import from_fresh
 from recurra.models.export.states import State, is_cell
 from recurra.models.export.traced import Wired, input_name, trace
 from recurra.models.graph import is_recurrent, walk
 from recurra.models.refusal import ModelRefused
 from recurra.models.repository import Model
+
+T = TypeVar("T")
 
 
 def export(
@@ -27,6 +33,7 @@ def export(
     *,
     version: int = 1,
     input_shape: Sequence[int | None] = (),
+    start: Layer | Path | str | None = None,
     source: str = "",
 ) -> Model:
     """Writes `folder` and answers the model as the server will load it.
@@ -35,6 +42,7 @@ def export(
         model: a keras.Model, a layer, a cell (one timestep a call), or the path of a .keras or .h5 file.
         folder: its name is the model's.
         input_shape: without the batch, of a layer, a cell, or a model that does not tell it: (None, 3).
+        start: an encoder, whose outputs are, in order, the model's states: what a session starts from.
         source: what it was exported from, for the README.
 
     Raises:
@@ -48,17 +56,12 @@ def export(
         )
     if isinstance(model, str | Path):
         source = source or f"the Keras file {Path(model).name}"
-        model = load(Path(model))
-    if not isinstance(model, keras.layers.Layer):
-        raise ModelRefused(f"{type(model).__name__} is no model or layer of Keras 3; save it as .h5, and give its path")
-    model = _with_inputs(model, input_shape)
-    fixed = any(each.shape[1:2] not in ((), (None,)) for each in model.inputs)
-    try:
-        return _written(model, folder, free_time=True, version=version, source=source)
-    except ModelRefused:
-        if not fixed:
-            raise
-    return _written(model, folder, free_time=False, version=version, source=source)
+    model = _with_inputs(_loaded(model), input_shape)
+    encoder = None if start is None else _encoder(_with_inputs(_loaded(start), ()))
+    source = source or f"the Keras model {model.name}"
+    return _either(
+        model, lambda free: _written(model, folder, free_time=free, start=encoder, version=version, source=source)
+    )
 
 
 def from_command(arguments: argparse.Namespace) -> Model:
@@ -68,7 +71,15 @@ def from_command(arguments: argparse.Namespace) -> Model:
             importlib.import_module(name)
         except ImportError as error:
             raise ModelRefused(f"--import {name}: {error}; is it on PYTHONPATH?") from error
-    return export(arguments.model, arguments.out, version=arguments.version)
+    return export(arguments.model, arguments.out, version=arguments.version, start=arguments.start)
+
+
+def _loaded(model: Layer | Path | str) -> Layer:
+    if isinstance(model, str | Path):
+        model = load(Path(model))
+    if not isinstance(model, keras.layers.Layer):
+        raise ModelRefused(f"{type(model).__name__} is no model or layer of Keras 3; save it as .h5, and give its path")
+    return model
 
 
 def _with_inputs(model: Layer, input_shape: Sequence[int | None]) -> Layer:
@@ -85,17 +96,41 @@ def _with_inputs(model: Layer, input_shape: Sequence[int | None]) -> Layer:
     return keras.Model(inputs, model(inputs), name=model.name)
 
 
-def _written(model: Layer, folder: Path, *, free_time: bool, version: int, source: str) -> Model:
+def _either(model: Layer, made: Callable[[bool], T]) -> T:
+    """What is made of the model with its time axis free, or, where it does not run so, as it is."""
+    try:
+        return made(True)
+    except ModelRefused:
+        if all(each.shape[1:2] in ((), (None,)) for each in model.inputs):
+            raise
+    return made(False)
+
+
+def _encoder(model: Layer) -> ModelProto:
+    """The graph of an encoder, whose layers start fresh at every call."""
+    own = {input_name(tensor) for tensor in model.inputs}
+    proto, wired = _either(model, lambda free: _graph(model, free_time=free))
+    from_fresh(proto, [(each.input, each.output, each.state.fresh) for each in wired if each.input not in own])
+    return proto
+
+
+def _graph(model: Layer, *, free_time: bool) -> tuple[ModelProto, list[Wired]]:
     given = given_states(model)
     outputs = _output_names(model, {index: f"{state.name}/next" for index, (_, state) in given.items()})
     wired = [Wired(state, name, outputs[index]) for index, (name, state) in given.items()]
     try:
-        proto, wired = trace(model, outputs, wired, free_time=free_time)
+        return trace(model, outputs, wired, free_time=free_time)
     except ModelRefused:
         raise
     except Exception as error:  # of Keras, TensorFlow or the model's own layers
         reason = " ".join(str(error).split())[:400]
         raise ModelRefused(f"'{model.name}' cannot be made a graph: {type(error).__name__}: {reason}") from error
+
+
+def _written(
+    model: Layer, folder: Path, *, free_time: bool, start: ModelProto | None, version: int, source: str
+) -> Model:
+    proto, wired = _graph(model, free_time=free_time)
     if not wired and not any(is_recurrent(node) or is_loop(node) for node in walk(proto.graph)):
         raise ModelRefused(
             f"'{model.name}' has no recurrent layer, cell or loop that keeps a state; any server for ONNX serves it"
@@ -105,8 +140,9 @@ def _written(model: Layer, folder: Path, *, free_time: bool, version: int, sourc
         folder,
         states=[_config(each) for each in wired],
         files={_file(each.state): each.state.fresh for each in wired if _number(each.state) is None},
+        start=start,
         version=version,
-        source=source or f"the Keras model {model.name}",
+        source=source,
     )
 
 

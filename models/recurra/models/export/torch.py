@@ -47,6 +47,7 @@ _KNOWN_WARNINGS: Final = (
     "no signature found for <torch.ScriptMethod",
     "Exporting a model to ONNX with a batch_size other than 1",
     "LSTM with projections is not supported with oneDNN",
+    "Constant folding - Only steps=1",
 )
 _FAILURES: Final[tuple[type[Exception], ...]] = (RuntimeError, TypeError, ValueError, AttributeError, IndexError)
 
@@ -57,6 +58,8 @@ def export(
     *,
     inputs: Mapping[str, str] | None = None,
     states: Mapping[str, str] | None = None,
+    start: nn.Module | None = None,
+    start_inputs: Mapping[str, str] | None = None,
     version: int = 1,
     source: str = "",
 ) -> Model:
@@ -68,6 +71,8 @@ def export(
             the module's attribute `example_inputs`.
         states: those arguments that are states; forward gives their new values last, in this order. Left out, the
             attribute `example_states`, or none: states that forward does not take are found in the graph.
+        start: an encoder, whose outputs are, in order, the model's states: what a session starts from.
+        start_inputs: its arguments, as `inputs`.
         version: of the model.
         source: what the README says it was exported from.
 
@@ -75,21 +80,8 @@ def export(
         ModelRefused: forward does not fit, PyTorch cannot export it, or the server would not serve it.
 
     """
-    forward = Forward(
-        module,
-        inputs or getattr(module, "example_inputs", None) or {},
-        states or getattr(module, "example_states", None) or {},
-    )
-    other = forward.arguments(larger=1)
-    with _quiet(), torch.no_grad(), cells_known(_OPSET):
-        try:
-            plain = copy.deepcopy(module).eval()
-            model = _to_onnx(_exportable(plain, forward), forward)
-            expected = _arrays(plain(*other))
-        except _FAILURES as error:
-            reason = next(iter(str(error).strip().splitlines()), "")
-            raise ModelRefused(f"PyTorch cannot export it: {type(error).__name__}: {reason}") from error
-    _check(model, dict(zip((each.name for each in forward.examples), _arrays(other), strict=True)), expected)
+    forward = Forward(module, _told(module, inputs, "example_inputs"), _told(module, states, "example_states"))
+    model = _converted(module, forward)
     _give_output(model.graph, forward)
     _name_layers(model.graph)
     found = {pair.input for pair in pairs.find(model.graph)}
@@ -100,7 +92,10 @@ def export(
             f'--state "h={example.HOW}" in place of --input, or as the attribute example_states'
         )
     source = source or f"the PyTorch module {type(module).__name__}"
-    return folder.write(model, out, states=told, version=version, source=source)
+    encoder = None
+    if start is not None:
+        encoder = _converted(start, Forward(start, _told(start, start_inputs, "example_inputs"), {}))
+    return folder.write(model, out, states=told, start=encoder, version=version, source=source)
 
 
 def from_command(arguments: argparse.Namespace) -> Model:
@@ -110,6 +105,8 @@ def from_command(arguments: argparse.Namespace) -> Model:
         arguments.out,
         inputs=example.told(arguments.input),
         states=example.told(arguments.state),
+        start=_imported(arguments.start) if arguments.start else None,
+        start_inputs=example.told(arguments.start_input),
         version=arguments.version,
         source=f"`{arguments.model}` (PyTorch)",
     )
@@ -129,6 +126,26 @@ def _imported(where: str) -> nn.Module:
     if not isinstance(found, nn.Module):
         raise ModelRefused(f"'{where}' is no nn.Module, and no function without arguments that makes one")
     return found
+
+
+def _told(module: nn.Module, given: Mapping[str, str] | None, attribute: str) -> Mapping[str, str]:
+    """What the caller tells, or the module."""
+    return given or getattr(module, attribute, None) or {}
+
+
+def _converted(module: nn.Module, forward: Forward) -> ModelProto:
+    """The module as a graph, compared with it. Raises ModelRefused."""
+    other = forward.arguments(larger=1)
+    with _quiet(), torch.no_grad(), cells_known(_OPSET):
+        try:
+            plain = copy.deepcopy(module).eval()
+            model = _to_onnx(_exportable(plain, forward), forward)
+            expected = _arrays(plain(*other))
+        except _FAILURES as error:
+            reason = next(iter(str(error).strip().splitlines()), "")
+            raise ModelRefused(f"PyTorch cannot export it: {type(error).__name__}: {reason}") from error
+    _check(model, dict(zip((each.name for each in forward.examples), _arrays(other), strict=True)), expected)
+    return model
 
 
 def _exportable(module: nn.Module, forward: Forward) -> nn.Module:

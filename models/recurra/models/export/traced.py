@@ -61,7 +61,8 @@ def trace(
     for layer in stateless.started - {each.state.layer for each in given}:
         raise ModelRefused(
             f"'{layer}' starts from states that its caller gives, at every call anew; let it start by itself, or make "
-            "these states inputs of the model, and the layer's next ones (return_state=True) outputs"
+            "these states inputs of the model, and the layer's next ones (return_state=True) outputs; what computes "
+            "them is then a model of its own: --start ENCODER"
         )
     if free_time:
         ports = [_freed(port) if _has_time(port, stateless.timesteps) else port for port in ports]
