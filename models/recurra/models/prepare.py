@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from onnx import GraphProto, ModelProto, ValueInfoProto
 
-from recurra.models import branches, scanned
+from recurra.models import branches, causal, scanned
 from recurra.models import pairs as state_pairs
 from recurra.models.config import ModelConfig
 from recurra.models.flow import Flow
@@ -76,8 +76,9 @@ def prepare(model: ModelProto, config: ModelConfig, folder: Path, *, gpu: bool =
     branches.settle(graph)
     time_first(graph)
     hoist(graph)
+    paddings = causal.find(model)
     lifted, doubts = lift(model, pairs)
-    pairs += lifted
+    pairs += [*lifted, *causal.expose(graph, paddings)]
     if not pairs:
         _refuse_stateless(graph, names, doubts)
     _check_unique(pairs)

@@ -107,8 +107,9 @@ class _Trial:
             raise ChunksDiffer(
                 "the output at a timestep depends on the whole chunk: chunks of "
                 f"{', '.join(map(str, self._pieces))} timesteps differ from one long run by {error:.2g}. A mean, "
-                "attention, normalisation or convolution over time does that, or a state that was not found: list it "
-                "in model.toml under [[states]], or give a convolution its context = SAMPLES under [inputs.NAME]"
+                "attention, normalisation or a convolution that looks ahead does that (pad it in front alone), or a "
+                "state that was not found: list it in model.toml under [[states]], or give a convolution that is not "
+                "padded its context = SAMPLES under [inputs.NAME]"
             )
         if not good:
             note = (
