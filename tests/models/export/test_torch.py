@@ -208,3 +208,35 @@ def test_the_command_tells_what_it_cannot_find(source, where, reason, capsys: py
 def test_the_command_tells_how_to_write_an_input(source, capsys: pytest.CaptureFixture[str]):
     assert command(["torch", f"{source}:make", "out", "--input", "float32[batch,time,3]"]) == 1
     assert "write it as x=float32[batch,time,8]" in capsys.readouterr().err
+
+
+def test_an_argument_may_be_called_as_the_output_is(tmp_path: Path):
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = nn.GRU(3, 4, batch_first=True)
+
+        def forward(self, y, h):
+            return self.gru(y, h)
+
+    model = export(
+        Decoder(), tmp_path / "net", inputs={"y": "float32[batch,time,3]"}, states={"h": "float32[1,batch,4]"}
+    )
+    assert [spec.name for spec in model.signature.inputs] == ["y"]
+    assert [spec.name for spec in model.signature.outputs] == ["output_0"]
+
+
+def test_attention_is_refused_as_such(tmp_path: Path):
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = nn.GRU(3, 4, batch_first=True)
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, x):
+            y = self.gru(x)[0]
+            return self.attention(y, y, y)[0]
+
+    with pytest.raises(ModelRefused, match="MultiheadAttention freezes"):
+        export(Attention(), tmp_path / "net", inputs=X)
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -65,7 +65,7 @@ class Forward:
                 f"forward gives tensors of shapes {', '.join(str(tuple(value.shape)) for value in given)}; the last "
                 f"must be the new {', '.join(f'{name} {shapes[name]}' for name in self.states)}, in this order"
             )
-        names = ["y"] if data == 1 else [f"output_{index}" for index in range(data)]
+        names = ["y"] if data == 1 and "y" not in shapes else [f"output_{index}" for index in range(data)]
         return names + [name + NEXT for name in self.states]
 
 
