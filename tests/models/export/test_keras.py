@@ -311,3 +311,18 @@ def test_what_cannot_be_a_session_is_refused(tmp_path: Path, make: Any, message:
     with pytest.raises(ModelRefused, match=message):
         export(make(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_outputs_in_a_dict_keep_their_keys(tmp_path: Path):
+    x = keras.Input((None, 3))
+    h = keras.layers.GRU(4, return_sequences=True)(x)
+    outputs = {"load": keras.layers.Dense(1)(h), "alarm": keras.layers.Dense(2)(h)}
+    model = export(keras.Model(x, outputs), tmp_path / "two")
+    assert {spec.name: spec.shape for spec in model.signature.outputs} == {"load": (1,), "alarm": (2,)}
+
+
+def test_text_is_refused_with_what_to_leave_out(tmp_path: Path):
+    words = keras.layers.TextVectorization(vocabulary=["red", "blue"])
+    layers = [keras.Input((1,), dtype="string"), words, keras.layers.Embedding(4, 3), keras.layers.GRU(4)]
+    with pytest.raises(ModelRefused, match="leave TextVectorization or StringLookup out"):
+        export(keras.Sequential(layers), tmp_path / "text")

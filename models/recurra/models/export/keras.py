@@ -86,6 +86,12 @@ def _with_inputs(model: Layer, input_shape: Sequence[int | None]) -> Layer:
 
 
 def _written(model: Layer, folder: Path, *, free_time: bool, version: int, source: str) -> Model:
+    text = [each.name for each in model.inputs if each.dtype == "string"]
+    if text:
+        raise ModelRefused(
+            f"input '{text[0]}' of '{model.name}' is text, which ONNX has no lookup for: leave TextVectorization or "
+            "StringLookup out of the model, and let the client do it"
+        )
     given = given_states(model)
     outputs = _output_names(model, {index: f"{state.name}/next" for index, (_, state) in given.items()})
     wired = [Wired(state, name, outputs[index]) for index, (name, state) in given.items()]
@@ -111,11 +117,13 @@ def _written(model: Layer, folder: Path, *, free_time: bool, version: int, sourc
 
 
 def _output_names(model: Layer, known: dict[int, str]) -> list[str]:
-    """The names of the layers that give them, made different where they are not."""
+    """The keys that the model gives them under, or the names of their layers, made different where they are not."""
+    struct = getattr(model, "_outputs_struct", None)
+    keys = sorted(struct) if isinstance(struct, dict) and len(struct) == len(model.outputs) else []
     taken = {input_name(tensor) for tensor in model.inputs}
     found = []
     for index, tensor in enumerate(model.outputs):
-        stem = known.get(index) or tensor._keras_history.operation.name  # noqa: SLF001
+        stem = known.get(index) or (keys[index] if keys else None) or tensor._keras_history.operation.name  # noqa: SLF001
         name, number = stem, 0
         while name in taken:
             number += 1
