@@ -326,3 +326,12 @@ def test_text_is_refused_with_what_to_leave_out(tmp_path: Path):
     layers = [keras.Input((1,), dtype="string"), words, keras.layers.Embedding(4, 3), keras.layers.GRU(4)]
     with pytest.raises(ModelRefused, match="leave TextVectorization or StringLookup out"):
         export(keras.Sequential(layers), tmp_path / "text")
+
+
+def test_import_finds_a_module_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "cells_of_mine.py").write_text("LOADED = True\n")
+    lstm().save(tmp_path / "model.keras")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each not in ("", str(tmp_path))])
+    assert command(["keras", "model.keras", "out", "--import", "cells_of_mine"]) == 0
+    assert sys.modules.pop("cells_of_mine").LOADED

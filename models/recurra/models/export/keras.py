@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,11 +64,12 @@ def export(
 
 def from_command(arguments: argparse.Namespace) -> Model:
     """What `recurra export keras` does."""
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it, for what is imported later too
     for name in arguments.imports:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise ModelRefused(f"--import {name}: {error}; is it on PYTHONPATH?") from error
+            raise ModelRefused(f"--import {name}: {error}; is it in this folder, or on PYTHONPATH?") from error
     return export(arguments.model, arguments.out, version=arguments.version)
 
 
