@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -313,10 +314,11 @@ def test_what_cannot_be_a_session_is_refused(tmp_path: Path, make: Any, message:
     assert not (tmp_path / "out").exists()
 
 
-def test_outputs_in_a_dict_keep_their_keys(tmp_path: Path):
+@pytest.mark.parametrize("kind", [dict, OrderedDict])
+def test_outputs_in_a_dict_keep_their_keys(tmp_path: Path, kind: type[dict[str, Any]]):
     x = keras.Input((None, 3))
     h = keras.layers.GRU(4, return_sequences=True)(x)
-    outputs = {"load": keras.layers.Dense(1)(h), "alarm": keras.layers.Dense(2)(h)}
+    outputs = kind({"load": keras.layers.Dense(1)(h), "alarm": keras.layers.Dense(2)(h)})
     model = export(keras.Model(x, outputs), tmp_path / "two")
     assert {spec.name: spec.shape for spec in model.signature.outputs} == {"load": (1,), "alarm": (2,)}
 

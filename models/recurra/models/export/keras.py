@@ -121,11 +121,11 @@ def _written(model: Layer, folder: Path, *, free_time: bool, version: int, sourc
 def _output_names(model: Layer, known: dict[int, str]) -> list[str]:
     """The keys that the model gives them under, or the names of their layers, made different where they are not."""
     struct = getattr(model, "_outputs_struct", None)
-    keys = sorted(struct) if isinstance(struct, dict) and len(struct) == len(model.outputs) else []
+    keys = {id(tensor): key for key, tensor in struct.items()} if isinstance(struct, dict) else {}
     taken = {input_name(tensor) for tensor in model.inputs}
     found = []
     for index, tensor in enumerate(model.outputs):
-        stem = known.get(index) or (keys[index] if keys else None) or tensor._keras_history.operation.name  # noqa: SLF001
+        stem = known.get(index) or keys.get(id(tensor)) or tensor._keras_history.operation.name  # noqa: SLF001
         name, number = stem, 0
         while name in taken:
             number += 1
