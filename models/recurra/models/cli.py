@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from recurra.models import plot, series
 from recurra.models.horizon import FRACTION, TIMESTEPS, Fading, fading
@@ -172,7 +172,8 @@ def _print(console: Console, model: Model, pairs: dict[str, str]) -> None:
             values = f"{spec.bounds[0]} to {spec.bounds[1]}" if spec.bounds else "any"
             table.add_row(escape(spec.name), spec.dtype.name, escape(_shape(spec)), values)
         console.print(table)
-    table = Table("name", "layer", "dtype", "shape", "graph input -> output", "fresh", title="States")
+    name, layer, pair_of = (Column(header, overflow="fold") for header in ("name", "layer", "graph input -> output"))
+    table = Table(name, layer, "dtype", "shape", pair_of, "fresh", title="States")
     table.title_justify = "left"
     for state in model.signature.states:
         pair = pairs.get(state.name, "the last samples of the chunk before")

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -338,3 +339,28 @@ def test_the_whole_of_an_encoder_and_a_decoder_is_sent_to_start(tmp_path: Path):
     words = layers.LSTM(4, return_sequences=True, name="writer")(sentence, initial_state=ends)
     with pytest.raises(ModelRefused, match="--start ENCODER"):
         export(keras.Model([source, sentence], words), tmp_path / "pair")
+
+
+@pytest.mark.parametrize("kind", [dict, OrderedDict])
+def test_outputs_in_a_dict_keep_their_keys(tmp_path: Path, kind: type[dict[str, Any]]):
+    x = keras.Input((None, 3))
+    h = keras.layers.GRU(4, return_sequences=True)(x)
+    outputs = kind({"load": keras.layers.Dense(1)(h), "alarm": keras.layers.Dense(2)(h)})
+    model = export(keras.Model(x, outputs), tmp_path / "two")
+    assert {spec.name: spec.shape for spec in model.signature.outputs} == {"load": (1,), "alarm": (2,)}
+
+
+def test_text_is_refused_with_what_to_leave_out(tmp_path: Path):
+    words = keras.layers.TextVectorization(vocabulary=["red", "blue"])
+    layers = [keras.Input((1,), dtype="string"), words, keras.layers.Embedding(4, 3), keras.layers.GRU(4)]
+    with pytest.raises(ModelRefused, match="leave TextVectorization or StringLookup out"):
+        export(keras.Sequential(layers), tmp_path / "text")
+
+
+def test_import_finds_a_module_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "cells_of_mine.py").write_text("LOADED = True\n")
+    lstm().save(tmp_path / "model.keras")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each not in ("", str(tmp_path))])
+    assert command(["keras", "model.keras", "out", "--import", "cells_of_mine"]) == 0
+    assert sys.modules.pop("cells_of_mine").LOADED

@@ -242,7 +242,7 @@ def test_an_encoder_makes_the_states_that_its_decoder_starts_from(tmp_path: Path
         start_inputs={"source": "float32[batch,length,3]"},
     )
     assert model.start is not None
-    assert [spec.name for spec in (*model.start.inputs, *model.signature.outputs)] == ["source", "output"]
+    assert [spec.name for spec in (*model.start.inputs, *model.signature.outputs)] == ["source", "output_0"]
     assert "session.predict(..., start=...)" in (tmp_path / "pair/README.md").read_text()
     source, y = torch.randn(1, 7, 3), torch.randn(1, 5, 2)
     (found,), _ = model.program.run([y.numpy()], list(model.start.run([source.numpy()]).values()))
@@ -264,3 +264,35 @@ def test_a_start_that_gives_no_states_is_refused_and_nothing_written(tmp_path: P
 class Pair(Encoder):
     def forward(self, source):
         return self.gru(source)
+
+
+def test_an_argument_may_be_called_as_the_output_is(tmp_path: Path):
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = nn.GRU(3, 4, batch_first=True)
+
+        def forward(self, y, h):
+            return self.gru(y, h)
+
+    model = export(
+        Decoder(), tmp_path / "net", inputs={"y": "float32[batch,time,3]"}, states={"h": "float32[1,batch,4]"}
+    )
+    assert [spec.name for spec in model.signature.inputs] == ["y"]
+    assert [spec.name for spec in model.signature.outputs] == ["output_0"]
+
+
+def test_attention_is_refused_as_such(tmp_path: Path):
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = nn.GRU(3, 4, batch_first=True)
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, x):
+            y = self.gru(x)[0]
+            return self.attention(y, y, y)[0]
+
+    with pytest.raises(ModelRefused, match="MultiheadAttention freezes"):
+        export(Attention(), tmp_path / "net", inputs=X)
+    assert torch.backends.mha.get_fastpath_enabled()

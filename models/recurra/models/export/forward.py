@@ -11,7 +11,6 @@ from torch import nn
 
 from recurra.models.export import example
 from recurra.models.export.example import Example
-from recurra.models.names import unused
 from recurra.models.refusal import ModelRefused
 
 NEXT: Final = "_next"  # a state's new value is called so
@@ -66,11 +65,8 @@ class Forward:
                 f"forward gives tensors of shapes {', '.join(str(tuple(value.shape)) for value in given)}; the last "
                 f"must be the new {', '.join(f'{name} {shapes[name]}' for name in self.states)}, in this order"
             )
-        taken = {each.name for each in self.examples}
-        names = [f"output_{index}" for index in range(data)]
-        if data == 1:
-            names = ["output" if "y" in taken else "y"]
-        return [unused(name, taken) for name in names] + [name + NEXT for name in self.states]
+        names = ["y"] if data == 1 and "y" not in shapes else [f"output_{index}" for index in range(data)]
+        return names + [name + NEXT for name in self.states]
 
 
 def flat(value: object) -> Iterator[torch.Tensor]:

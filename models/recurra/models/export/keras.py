@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -66,11 +67,12 @@ def export(
 
 def from_command(arguments: argparse.Namespace) -> Model:
     """What `recurra export keras` does."""
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it, for what is imported later too
     for name in arguments.imports:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise ModelRefused(f"--import {name}: {error}; is it on PYTHONPATH?") from error
+            raise ModelRefused(f"--import {name}: {error}; is it in this folder, or on PYTHONPATH?") from error
     return export(arguments.model, arguments.out, version=arguments.version, start=arguments.start)
 
 
@@ -115,6 +117,12 @@ def _encoder(model: Layer) -> ModelProto:
 
 
 def _graph(model: Layer, *, free_time: bool) -> tuple[ModelProto, list[Wired]]:
+    text = [each.name for each in model.inputs if each.dtype == "string"]
+    if text:
+        raise ModelRefused(
+            f"input '{text[0]}' of '{model.name}' is text, which ONNX has no lookup for: leave TextVectorization or "
+            "StringLookup out of the model, and let the client do it"
+        )
     given = given_states(model)
     outputs = _output_names(model, {index: f"{state.name}/next" for index, (_, state) in given.items()})
     wired = [Wired(state, name, outputs[index]) for index, (name, state) in given.items()]
@@ -147,11 +155,13 @@ def _written(
 
 
 def _output_names(model: Layer, known: dict[int, str]) -> list[str]:
-    """The names of the layers that give them, made different where they are not."""
+    """The keys that the model gives them under, or the names of their layers, made different where they are not."""
+    struct = getattr(model, "_outputs_struct", None)
+    keys = {id(tensor): key for key, tensor in struct.items()} if isinstance(struct, dict) else {}
     taken = {input_name(tensor) for tensor in model.inputs}
     found = []
     for index, tensor in enumerate(model.outputs):
-        stem = known.get(index) or tensor._keras_history.operation.name  # noqa: SLF001
+        stem = known.get(index) or keys.get(id(tensor)) or tensor._keras_history.operation.name  # noqa: SLF001
         name, number = stem, 0
         while name in taken:
             number += 1

@@ -47,7 +47,7 @@ _KNOWN_WARNINGS: Final = (
     "no signature found for <torch.ScriptMethod",
     "Exporting a model to ONNX with a batch_size other than 1",
     "LSTM with projections is not supported with oneDNN",
-    "Constant folding - Only steps=1",
+    "Constant folding - Only steps=1 can be constant folded",
 )
 _FAILURES: Final[tuple[type[Exception], ...]] = (RuntimeError, TypeError, ValueError, AttributeError, IndexError)
 
@@ -190,7 +190,10 @@ def _check(model: ModelProto, fed: Mapping[str, Array], expected: list[Array]) -
     except ERRORS as failure:
         good, what = False, f"does not run: {' '.join(str(failure).split())[:300]}"
     if not good:
-        frozen = "a size was frozen while it was traced (PyTorch warns of some), or it is random, or no float32"
+        frozen = (
+            "a size was frozen while it was traced (PyTorch warns of some; nn.MultiheadAttention freezes the "
+            "timesteps), or sequences are packed (leave the packing out), or it is random, or no float32"
+        )
         raise ModelRefused(
             f"with other sizes than it was exported with, the file {what}; {unrolled(model.graph) or frozen}"
         )
@@ -221,11 +224,16 @@ def _name_layers(graph: GraphProto) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings that are known."""
+    """Without the warnings that are known, and without fused attention."""
     with warnings.catch_warnings():
         for message in _KNOWN_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
         # What modules of PyTorch and `unproject` ask of sizes and values has one answer at every call.
         torch.jit.TracerWarning.ignore_lib_warnings()
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=unproject.__module__)
-        yield
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # its fused attention has no ONNX
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
