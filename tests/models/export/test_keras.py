@@ -297,7 +297,7 @@ def unlike() -> Any:
     ("make", "message"),
     [
         (unlike, "the graph differs from the model in Keras by 0"),
-        (lambda: behind(layers.Dense(4)), "has no recurrent layer, cell or loop that keeps a state"),
+        (lambda: behind(layers.Dense(4)), "has no recurrent layer, cell, loop or causal convolution"),
         (lambda: layers.LSTM(4), "does not tell the shape of its inputs: give input_shape"),
         (lambda: tf_keras.layers.LSTM(4), "LSTM is no model or layer of Keras 3; save it as .h5"),
         (
@@ -364,3 +364,15 @@ def test_import_finds_a_module_in_the_current_folder(tmp_path: Path, monkeypatch
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each not in ("", str(tmp_path))])
     assert command(["keras", "model.keras", "out", "--import", "cells_of_mine"]) == 0
     assert sys.modules.pop("cells_of_mine").LOADED
+
+
+def test_causal_convolutions_stream(tmp_path: Path):
+    stack = [layers.Conv1D(4, 3, padding="causal", name="near"), layers.Conv1D(2, 2, padding="causal", dilation_rate=4)]
+    built = behind(*stack, layers.LSTM(3, return_sequences=True))
+    model = export(built, tmp_path / "net")
+    assert {state.layer for state in model.signature.states} == {"near", "conv1d", "lstm"}
+    states, parts = [np.stack([spec.fresh] * 2, axis=spec.batch_axis) for spec in model.signature.states], []
+    for chunk in np.split(x(9), [4, 5, 6], axis=1):
+        (y,), states = model.program.run([np.ascontiguousarray(chunk)], states)
+        parts.append(y)
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), built.predict(x(9), verbose=0), atol=1e-6)

@@ -296,3 +296,27 @@ def test_attention_is_refused_as_such(tmp_path: Path):
     with pytest.raises(ModelRefused, match="MultiheadAttention freezes"):
         export(Attention(), tmp_path / "net", inputs=X)
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+class Causal(nn.Module):
+    """Convolutions alone, each of which looks back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near, self.far = nn.Conv1d(3, 4, 3), nn.Conv1d(4, 2, 2, dilation=4)
+
+    def forward(self, x):
+        y = torch.relu(self.near(nn.functional.pad(x.transpose(1, 2), (2, 0))))
+        return self.far(nn.functional.pad(y, (4, 0))).transpose(1, 2)
+
+
+def test_causal_convolutions_stream(tmp_path: Path):
+    module = Causal()
+    model = export(module, tmp_path / "net", inputs=X)
+    x = torch.randn(1, 9, 3)
+    states, parts = [spec.fresh[None] for spec in model.signature.states], []
+    for chunk in np.split(x.numpy(), [4, 5, 6], axis=1):
+        (y,), states = model.program.run([chunk], states)
+        parts.append(y)
+    with torch.no_grad():
+        np.testing.assert_allclose(np.concatenate(parts, axis=1), module(x).numpy(), atol=1e-6)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from recurra.models.export.folder import check
 from recurra.models.refusal import ModelRefused
 from recurra.models.repository import Model
 
@@ -18,12 +19,12 @@ def export(argv: list[str]) -> int:
     """Writes a model folder; exit status 1, with the reason on stderr, where that cannot be done."""
     arguments = _parser().parse_args(argv)
     try:
+        check(arguments.out, arguments.version)
         exporter = importlib.import_module(f"recurra.models.export.{arguments.framework}")
+        model: Model = exporter.from_command(arguments)
     except ImportError as error:
         sys.stderr.write(f"`recurra export` needs more packages ({error}): pip install 'recurra[export]'\n")
         return 1
-    try:
-        model: Model = exporter.from_command(arguments)
     except ModelRefused as error:
         sys.stderr.write(f"refused: {error}\n")
         return 1

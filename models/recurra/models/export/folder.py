@@ -48,11 +48,7 @@ def write(
 
     """
     folder = folder.resolve()
-    target = folder / str(version)
-    if not is_name(folder.name):
-        raise ModelRefused(f"'{folder.name}' is no name for a model; use up to 64 letters, digits, . - _")
-    if target.exists():
-        raise ModelRefused(f"{target} exists; give another folder, or another version")
+    check(folder, version)
     with tempfile.TemporaryDirectory() as scratch:
         draft = Path(scratch) / folder.name
         (draft / str(version)).mkdir(parents=True)
@@ -73,6 +69,15 @@ def write(
             (draft / _README).write_text(_readme(loaded, source), "utf-8")
         shutil.copytree(draft, folder, dirs_exist_ok=True)
     return loaded
+
+
+def check(folder: Path, version: int) -> None:
+    """Raises ModelRefused if no such version can be written, before the long work of making it."""
+    folder = folder.resolve()
+    if not is_name(folder.name):
+        raise ModelRefused(f"'{folder.name}' is no name for a model; use up to 64 letters, digits, . - _")
+    if (folder / str(version)).exists():
+        raise ModelRefused(f"{folder / str(version)} exists; give another folder, or another version")
 
 
 def _settings(states: Sequence[StateConfig]) -> str:

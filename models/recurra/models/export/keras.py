@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from onnx import ModelProto
 
+from recurra.models import causal
 from recurra.models.carried import is_loop
 from recurra.models.config import StateConfig
 from recurra.models.export import folder as folders
@@ -127,21 +128,34 @@ def _graph(model: Layer, *, free_time: bool) -> tuple[ModelProto, list[Wired]]:
     outputs = _output_names(model, {index: f"{state.name}/next" for index, (_, state) in given.items()})
     wired = [Wired(state, name, outputs[index]) for index, (name, state) in given.items()]
     try:
-        return trace(model, outputs, wired, free_time=free_time)
+        proto, wired = trace(model, outputs, wired, free_time=free_time)
     except ModelRefused:
         raise
     except Exception as error:  # of Keras, TensorFlow or the model's own layers
         reason = " ".join(str(error).split())[:400]
         raise ModelRefused(f"'{model.name}' cannot be made a graph: {type(error).__name__}: {reason}") from error
+    _name_paddings(proto, model)
+    return proto, wired
+
+
+def _name_paddings(proto: ModelProto, model: Layer) -> None:
+    """Names what a causal convolution pads after its layer; TensorFlow numbers the layer's calls, `near_1`."""
+    layers = {layer.name for layer in model._flatten_layers()}  # noqa: SLF001
+    for node in (node for node in proto.graph.node if node.op_type == "Pad"):
+        parts = [part if part in layers else re.sub(r"_\d+$", "", part) for part in node.name.split("/")]
+        owners = [part for part in parts if part in layers - {model.name}]
+        node.name = f"{owners[-1]}/Pad" if owners else node.name
 
 
 def _written(
     model: Layer, folder: Path, *, free_time: bool, start: ModelProto | None, version: int, source: str
 ) -> Model:
     proto, wired = _graph(model, free_time=free_time)
-    if not wired and not any(is_recurrent(node) or is_loop(node) for node in walk(proto.graph)):
+    kept = any(is_recurrent(node) or is_loop(node) for node in walk(proto.graph)) or causal.find(proto)
+    if not wired and not kept:
         raise ModelRefused(
-            f"'{model.name}' has no recurrent layer, cell or loop that keeps a state; any server for ONNX serves it"
+            f"'{model.name}' has no recurrent layer, cell, loop or causal convolution that keeps a state; any "
+            "server for ONNX serves it"
         )
     return folders.write(
         proto,

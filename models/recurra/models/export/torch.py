@@ -22,7 +22,7 @@ import torch
 from onnx import GraphProto, ModelProto, helper
 from torch import nn
 
-from recurra.models import pairs
+from recurra.models import causal, pairs
 from recurra.models.carried import body_of, is_loop
 from recurra.models.config import StateConfig
 from recurra.models.export import example, folder
@@ -86,7 +86,9 @@ def export(
     _name_layers(model.graph)
     found = {pair.input for pair in pairs.find(model.graph)}
     told = [StateConfig(name, name, name + NEXT) for name in forward.states if name not in found]
-    if not (found or told or any(is_recurrent(node) or is_loop(node) for node in walk(model.graph))):
+    if not (
+        found or told or causal.find(model) or any(is_recurrent(node) or is_loop(node) for node in walk(model.graph))
+    ):
         raise ModelRefused(
             "forward keeps no state; where one of its arguments is a state that it gives back, tell it by "
             f'--state "h={example.HOW}" in place of --input, or as the attribute example_states'
