@@ -2,6 +2,7 @@ from pathlib import Path
 
 import graphs
 import pytest
+from onnx import helper
 
 import recurra.models
 from recurra.models import ModelRefused, find, load
@@ -45,6 +46,23 @@ def test_limits_of_model_toml_are_obeyed(tmp_path: Path):
     folder = graphs.write(graphs.lstm(), tmp_path, toml="max_batch = 7\nsession_ttl = 60\n")
     model = load(folder, provider="cpu")
     assert (model.max_batch, model.config.session_ttl, model.config.durability) == (7, 60, "committed")
+
+
+def test_an_input_that_looks_like_lengths_is_told(tmp_path: Path):
+    """The last output of each row is picked by them, but the state is that of the whole padded chunk."""
+    built = graphs.lstm()
+    built.graph.input.append(graphs.info("lengths", ["batch"], graphs.INT64))
+    built.graph.output[0].name = "picked"
+    built.graph.node.extend(
+        [
+            helper.make_node("Sub", ["lengths", "one_less"], ["last"]),
+            helper.make_node("Unsqueeze", ["last", "one_less"], ["last_of_each"]),
+            helper.make_node("GatherND", ["y", "last_of_each"], ["picked"], batch_dims=1),
+        ]
+    )
+    built.graph.initializer.append(graphs.const("one_less", [1]))
+    (note,) = load(graphs.write(built, tmp_path), provider="cpu").self_test.notes
+    assert "input 'lengths' looks like the lengths of padded rows" in note
 
 
 def test_the_public_names_are_these():

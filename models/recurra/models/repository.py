@@ -27,6 +27,7 @@ from recurra.models.start import Start
 FILE: Final = "model.onnx"
 START: Final = "start.onnx"
 SETTINGS: Final = "model.toml"
+_LENGTHS: Final = re.compile(r"(.*_)?(len|lens|length|lengths)", re.IGNORECASE)
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -105,7 +106,8 @@ def load_file(
         layout, self_test = _prove(session, prepared)
         program = Program(session, layout)
         padded = ragged(prepared.content, program) if self_test.batched else None
-        self_test = replace(self_test, ragged=padded is not None)
+        notes = self_test.notes + _about_lengths(layout.signature())
+        self_test = replace(self_test, ragged=padded is not None, notes=notes)
         starting = None
         if path.name == FILE:  # beside any other file it may be another model's
             starting = start.read(path.with_name(START), settings.start_sha256, layout, provider)
@@ -129,6 +131,16 @@ def load_file(
         layout=_digest(signature),
         providers=session.providers,
         nodes=session.nodes,
+    )
+
+
+def _about_lengths(signature: Signature) -> tuple[str, ...]:
+    """A note on an input that may be the lengths of padded rows, of which the recurrent nodes know nothing."""
+    return tuple(
+        f"input '{spec.name}' looks like the lengths of padded rows, but the state goes on over the padding: leave it "
+        "out of the model, and send no padding"
+        for spec in signature.inputs
+        if spec.dtype.kind in "iu" and not spec.has_time_axis and not spec.shape and _LENGTHS.fullmatch(spec.name)
     )
 
 

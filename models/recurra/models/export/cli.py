@@ -30,6 +30,8 @@ def export(argv: list[str]) -> int:
         return 1
     states = ", ".join(state.name for state in model.signature.states)
     sys.stdout.write(f"{arguments.out}: version {model.version}, states {states}\n")
+    for note in model.self_test.notes:
+        sys.stdout.write(f"  note: {note}\n")
     return 0
 
 
