@@ -252,3 +252,20 @@ def test_an_initial_state_behind_a_convolution_that_needs_many_samples_is_evalua
     built = graphs.model(nodes, [graphs.info("x", ["batch", "time", 3])], [graphs.info("y", None)], stored)
     found, _ = lift(built)
     assert [(pair.name, pair.fresh.shape) for pair in found] == [("lstm_1/h", (1, 8)), ("lstm_1/c", (1, 8))]
+
+
+def test_an_evaluation_does_not_make_inputs_that_fill_the_memory():
+    """Four free sizes, as of images, and a graph that fails on small ones."""
+    nodes = [
+        helper.make_node("Pad", ["x", "wide"], ["padded"], mode="reflect"),
+        helper.make_node("Shape", ["padded"], ["rows"], start=0, end=1),
+        helper.make_node("Concat", ["one", "rows", "eight"], ["shape"], axis=0),
+        helper.make_node("ConstantOfShape", ["shape"], ["zeros"]),
+        helper.make_node("Transpose", ["x_rows"], ["x_time"], perm=[1, 0, 2]),
+        helper.make_node("LSTM", ["x_time", "l_w", "l_r", "l_b", "", "zeros", "zeros"], ["y"], hidden_size=8),
+    ]
+    sizes = {"wide": [0, 0, 20, 0, 0, 0, 20, 0], "one": [1], "eight": [8]}
+    stored = [*(graphs.const(*each) for each in sizes.items()), *graphs.Weights.draw("LSTM", 3, 8).initializers("l")]
+    inputs = [graphs.info("x", ["batch", "time", "height", "width"]), graphs.info("x_rows", ["batch", "time", 3])]
+    with pytest.raises(ModelRefused, match="cannot be evaluated"):
+        lift(graphs.model(nodes, inputs, [graphs.info("y", None)], stored))

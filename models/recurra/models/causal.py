@@ -14,7 +14,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from recurra.models import initial
 from recurra.models.expose import BATCH
-from recurra.models.graph import STANDARD, attribute
+from recurra.models.graph import STANDARD, attribute, constant, constants
 from recurra.models.names import all_names, unused
 from recurra.models.pairs import Pair
 from recurra.models.refusal import ModelRefused
@@ -43,8 +43,19 @@ class Padding:
 
 def find(model: ModelProto) -> list[Padding]:
     """All of them at the top level; the graph must be as it came, since it is run to see which axes are free."""
-    found = (_padding(model, node) for node in model.graph.node if node.op_type == "Pad" and node.domain in STANDARD)
+    nodes = [node for node in model.graph.node if node.op_type == "Pad" and node.domain in STANDARD]
+    fixed = constants(model.graph) if nodes else {}
+    found = []
+    for node in (node for node in nodes if len(node.input) > 1):
+        tensor = fixed.get(node.input[1])
+        if tensor is None or _in_front(constant(tensor)):  # to run the graph costs: not where the file says otherwise
+            found.append(_padding(model, node))
     return [each for each in found if each]
+
+
+def _in_front(pads: Array) -> bool:
+    """Whether it is one axis that is padded, in front alone."""
+    return np.count_nonzero(pads) == 1 and bool(pads[: len(pads) // 2].any())
 
 
 def expose(graph: GraphProto, paddings: Sequence[Padding]) -> list[Pair]:
@@ -72,7 +83,7 @@ def expose(graph: GraphProto, paddings: Sequence[Padding]) -> list[Pair]:
 
 
 def _padding(model: ModelProto, node: NodeProto) -> Padding | None:
-    if attribute(node, "mode", "constant") != "constant" or len(node.input) < 2 or any(node.input[3:]):  # noqa: PLR2004
+    if attribute(node, "mode", "constant") != "constant" or any(node.input[3:]):
         return None
     try:
         values = initial.evaluate(model, [model.graph], [name for name in node.input[:3] if name])
@@ -82,16 +93,18 @@ def _padding(model: ModelProto, node: NodeProto) -> Padding | None:
     rank = len(data.groups)
     if not rank or pads[0].shape != (2 * rank,) or not np.array_equal(*pads):
         return None
-    padded, free = np.flatnonzero(pads[0]), [axis for axis, group in enumerate(data.groups) if group]
-    others = [axis for axis in free if axis not in padded]
-    # In front alone, along one axis that the input leaves free, and of the others the batch alone is free.
-    if len(padded) != 1 or padded[0] not in free or pads[0][padded[0]] < 1 or len(others) != 1:
+    if not _in_front(pads[0]):
         return None
-    axis, shape = int(padded[0]), list(data.values[0].shape)
+    (padded,), free = np.flatnonzero(pads[0]), [axis for axis, group in enumerate(data.groups) if group]
+    others = [axis for axis in free if axis != padded]
+    # Along an axis that the input leaves free, and of the others the batch alone is free.
+    if padded not in free or pads[0][padded] < 1 or len(others) != 1:
+        return None
+    axis, shape = int(padded), list(data.values[0].shape)
     shape[axis] = int(pads[0][axis])
     del shape[others[0]]
-    constant = values[node.input[2]].values[0].reshape(()) if any(node.input[2:3]) else 0
-    return Padding(node.output[0], _layer(node), axis, others[0], np.full(shape, constant, data.values[0].dtype))
+    filled = values[node.input[2]].values[0].reshape(()) if any(node.input[2:3]) else 0
+    return Padding(node.output[0], _layer(node), axis, others[0], np.full(shape, filled, data.values[0].dtype))
 
 
 def _layer(node: NodeProto) -> str:

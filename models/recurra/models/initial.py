@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import Final
 
 import numpy as np
@@ -16,6 +17,7 @@ from recurra.models.session import ERRORS, Session
 from recurra.models.signature import Array
 
 _SCALES: Final = (1, 160)
+_MOST_VALUES: Final = 2**26  # of an input; images, say, at the larger scale
 
 # Sizes of a graph input that are one: those of one name, and each that has none. Its name, or its number.
 Group = str
@@ -127,5 +129,7 @@ def _run(
             each if isinstance(each, int) else sizes[groups[value.name, axis]]
             for axis, each in enumerate(dims_of(value))
         ]
+        if prod(dims) > _MOST_VALUES:
+            raise ValueError(f"'{value.name}' would have {prod(dims)} values")
         feed[value.name] = np.zeros(dims, dtype_of(value))
     return session.run(session.outputs, feed)

@@ -56,16 +56,18 @@ def _native(model: ModelProto, exposed: set[str]) -> list[Kept]:
     A layer that starts from a known state in one branch of an If and from zeros in another, where that state is empty,
     has none of its own there.
     """
-    seats, served = [], set[str]()
+    seats, begun = [], list[Place]()
     for seat in (seat for place in natives(model.graph) for seat in native_seats(place)):
         inputs = reached(model, seat)
         if inputs and not inputs & exposed:
             raise ModelRefused(_from_data(seat, sorted(inputs)))
         if inputs:
-            served.add(_weights(seat.place))
+            begun.append(seat.place)
         else:
             seats.append(seat)
-    seats = [seat for seat in seats if len(seat.place.graphs) == 1 or _weights(seat.place) not in served]
+    if begun and any(len(seat.place.graphs) > 1 for seat in seats):
+        served = set(map(_weights, begun))
+        seats = [seat for seat in seats if len(seat.place.graphs) == 1 or _weights(seat.place) not in served]
     initials = evaluate(model, seats)
     found = []
     for seat in seats:

@@ -83,9 +83,11 @@ class Program:
                 kept = chunk[:, -port.context :] if axis == 1 else chunk[..., -port.context :]
                 contexts.append(np.ascontiguousarray(kept))
             fed[port.spec.name] = port.to_graph(chunk)
-        counts = np.full(len(inputs[0]), self._timesteps(inputs)) if lengths is None else lengths
+        if layout.constants and lengths is None:
+            lengths = np.full(len(inputs[0]), self._timesteps(inputs))
         for constant in layout.constants:
-            fed[constant.name] = _repeated(constant, counts)
+            assert lengths is not None
+            fed[constant.name] = _repeated(constant, lengths)
         return fed, contexts
 
     def raw(self, outputs: Sequence[str], fed: Mapping[str, Array]) -> list[Array]:
