@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Final
 
 import torch
@@ -14,14 +15,15 @@ UNITS: Final = 5
 WORDS: Final = 11
 
 
-class Net(nn.Module):
+class Net(nn.Module, ABC):
     """A model twice: `forward` is exported; `carry` gets its state and gives it back, and is the oracle."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.carry(x, {})[0]
 
+    @abstractmethod
     def carry(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        raise NotImplementedError
+        """The outputs, and the states after them."""
 
 
 def stack(rnn: nn.RNNBase, name: str, x: Tensor, state: State) -> tuple[Tensor, State]:

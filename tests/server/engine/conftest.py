@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from recurra.server.engine.operation import Block, Kind
+from tests.service.processes import ValkeyProcess
 
 
 def make_block(slots: list[int], **more) -> Block:
@@ -28,3 +29,11 @@ def block() -> Iterator[Callable[..., Block]]:
             return make_block(slots, **more)
 
         yield lambda slots=(1,), **more: runner.run(make(list(slots), more))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a store for one file's tests."""
+    process = ValkeyProcess(tmp_path_factory.mktemp("valkey"))
+    yield process.url
+    process.close()

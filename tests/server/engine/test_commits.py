@@ -23,16 +23,8 @@ from recurra.wire.errors import (
 )
 from tests.server.engine.world import lost, new_id, turned, until, world
 from tests.service import zoo
-from tests.service.processes import ValkeyProcess
 
 PICKY = zoo.MODELS["picky"]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    process = ValkeyProcess(tmp_path_factory.mktemp("valkey"))
-    yield process.url
-    process.close()
 
 
 @pytest.fixture(scope="module")

@@ -24,17 +24,9 @@ from recurra.wire.errors import (
 )
 from tests.server.engine.world import lost, new_id, turned, until, world
 from tests.service import zoo
-from tests.service.processes import ValkeyProcess
 
 PICKY, LSTM = zoo.MODELS["picky"], zoo.MODELS["lstm"]
 HUGE = np.float32(3.4e38)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    process = ValkeyProcess(tmp_path_factory.mktemp("valkey"))
-    yield process.url
-    process.close()
 
 
 @pytest.fixture(scope="module")

@@ -7,16 +7,8 @@ from recurra import models
 from recurra.wire.errors import Diverged
 from tests.server.engine.world import new_id, world
 from tests.service import zoo
-from tests.service.processes import ValkeyProcess
 
 LSTM = zoo.MODELS["lstm"]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    process = ValkeyProcess(tmp_path_factory.mktemp("valkey"))
-    yield process.url
-    process.close()
 
 
 @pytest.fixture

@@ -10,17 +10,9 @@ from recurra.v1 import session_pb2
 from recurra.wire.errors import RunFailed
 from tests.server.engine.world import world
 from tests.service import zoo
-from tests.service.processes import ValkeyProcess
 
 GRU = zoo.MODELS["gru"]
 ENCODE = zoo.encoder()[1]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    process = ValkeyProcess(tmp_path_factory.mktemp("valkey"))
-    yield process.url
-    process.close()
 
 
 @pytest.fixture
