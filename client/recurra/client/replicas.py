@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from typing import Generic
 
 from recurra.client.channel import A, Channel, Method, Q, Stream
-from recurra.wire.errors import Draining, InvalidArgument, RecurraError, Unreachable
+from recurra.wire.errors import Draining, InvalidArgument, Owned, RecurraError, Unreachable
 
 
 class Replicas:
-    """A channel over others. An attempt goes to one of them; one that is away or draining is left for the next."""
+    """A channel over others.
+
+    An attempt goes to one of them; one that is away, draining, or not the owner of the session is left for the next.
+    """
 
     def __init__(self, channels: Sequence[Channel]) -> None:
         """Raises InvalidArgument without any channel."""
@@ -41,7 +44,7 @@ class Replicas:
 
     def failed(self, asked: int, error: RecurraError) -> None:
         """Note that the channel of this index answered with `error`."""
-        if isinstance(error, Unreachable | Draining) and asked == self._current:
+        if isinstance(error, Unreachable | Draining | Owned) and asked == self._current:
             self._current = (asked + 1) % len(self._channels)
 
 

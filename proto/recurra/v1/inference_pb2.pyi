@@ -30,17 +30,27 @@ class _Durability:
 class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DURABILITY_UNSPECIFIED: _Durability.ValueType  # 0
-    """The model's."""
+    """The model's, on a stream; committed elsewhere."""
     DURABILITY_COMMITTED: _Durability.ValueType  # 1
     """Once the store's primary applied it."""
+    DURABILITY_CHECKPOINTED: _Durability.ValueType  # 2
+    """Once computed; the store gets the session's state at the server's checkpoints, and when the stream ends. Streams only: a session's
+    first such operation is committed and makes the replica the session's owner, taking over from another. FrameResult tells what is
+    durable; after a failover the session is BEHIND what was acknowledged, and the client sends again what it did since.
+    """
 
 class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
     """When an operation is acknowledged."""
 
 DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
-"""The model's."""
+"""The model's, on a stream; committed elsewhere."""
 DURABILITY_COMMITTED: Durability.ValueType  # 1
 """Once the store's primary applied it."""
+DURABILITY_CHECKPOINTED: Durability.ValueType  # 2
+"""Once computed; the store gets the session's state at the server's checkpoints, and when the stream ends. Streams only: a session's
+first such operation is committed and makes the replica the session's owner, taking over from another. FrameResult tells what is
+durable; after a failover the session is BEHIND what was acknowledged, and the client sends again what it did since.
+"""
 Global___Durability: _TypeAlias = Durability  # noqa: Y015
 
 @_typing.final

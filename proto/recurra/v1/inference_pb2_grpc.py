@@ -61,6 +61,7 @@ class InferenceServiceServicer(object):
         FAILED_PRECONDITION: MODEL_UNAVAILABLE, it failed to load; CLOSED, ended; MODEL_CHANGED, the record's state is of another layout.
         ABORTED: BEHIND, the session does not stand at `after`; RESET, somebody reset or set it; DIVERGED, this id came with another
         input; CONTENDED, others kept writing. The metadata names the session's last_id, position and incarnation.
+        ABORTED, too: OWNED, a stream on another replica owns the session at present, with a RetryInfo; nothing applied.
         DATA_LOSS: the session was there and should be, and is not, or its record is corrupt.
         RESOURCE_EXHAUSTED: OVERLOADED, queues are full, with a RetryInfo; STORE_FULL.
         DEADLINE_EXCEEDED, UNAVAILABLE (STORE_UNAVAILABLE, DRAINING): unknown whether applied; safe to retry with the same id.

@@ -119,6 +119,12 @@ class StoreUnavailable(RecurraError):
     reason, code, retryable = "STORE_UNAVAILABLE", grpc.StatusCode.UNAVAILABLE, True
 
 
+class Owned(RecurraError):
+    """A checkpointed stream on another replica owns the session at present. Nothing was applied; safe to retry."""
+
+    reason, code, retryable = "OWNED", grpc.StatusCode.ABORTED, True
+
+
 class Draining(RecurraError):
     """This replica is shutting down; another one serves. Safe to retry."""
 
