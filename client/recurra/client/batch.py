@@ -18,7 +18,7 @@ from recurra.client.chunk import Prediction, both, to_states
 from recurra.client.columns import Gathering, to_columns
 from recurra.client.crew import Crew, same_error
 from recurra.client.delivery import Context
-from recurra.client.frames import columns
+from recurra.client.frames import MAX_HANDLES, columns
 from recurra.client.rows import CALLS_AT_ONCE, BatchError
 from recurra.client.standing import CreateOption
 from recurra.v1 import inference_pb2, session_pb2
@@ -45,8 +45,8 @@ class AsyncBatch:
         self, client: AsyncClient, context: Context, model: str, ids: Sequence[str], *, create: CreateOption
     ) -> None:
         self.model, self.ids = model, tuple(ids)
-        if not self.ids or len(self.ids) > MAX_ROWS or len(set(self.ids)) < len(self.ids):
-            raise InvalidArgument(f"a batch has from 1 to {MAX_ROWS} session ids, each once")
+        if not self.ids or len(self.ids) > MAX_HANDLES or len(set(self.ids)) < len(self.ids):
+            raise InvalidArgument(f"a batch has from 1 to {MAX_HANDLES} session ids, each once")
         self._client, self._context = client, context
         self._crew = Crew(context, model, self.ids, create=create)
         self._turn = asyncio.Lock()
@@ -179,6 +179,3 @@ class AsyncBatch:
             raise whole
         if errors:
             raise BatchError({self.ids[row]: error for row, error in sorted(errors.items())}, outputs)
-
-
-MAX_ROWS = 65_536

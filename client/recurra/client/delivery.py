@@ -101,8 +101,7 @@ class Delivery:
             return _reply((await call(GET_SESSION, look, timeout=timeout)).session)
         request = step.request
         if isinstance(request, inference_pb2.Frame):
-            [result] = await self._frames.exchange([self.frame(step)], timeout=timeout)
-            return row_reply(result)
+            return row_reply(await self._frames.exchange(self.frame(step), timeout=timeout))
         if isinstance(request, inference_pb2.PredictRequest):
             predicted = await call(PREDICT, self._named(step, request), timeout=timeout)
             return _reply(predicted.session, predicted)
@@ -179,7 +178,9 @@ def _reply(session: session_pb2.Session, body: object = None) -> Reply:
 
 def row_reply(result: inference_pb2.FrameResult) -> Reply:
     """The reply of a frame of one row. Raises the error of that row."""
-    for error in row_errors(result, 1).values():
+    if result.HasField("status"):
+        raise from_status(result.status)
+    for error in row_errors(result).values():
         raise error
     [position] = np.frombuffer(result.positions, "<u8").tolist()
     [durable] = np.frombuffer(result.durable_positions or result.positions, "<u8").tolist()

@@ -92,7 +92,7 @@ class GrpcStream(Generic[Q, A]):
     async def write(self, message: Q, *, timeout: float) -> None:
         await self._within(self._call.write(message), timeout)
 
-    async def read(self, *, timeout: float) -> A:
+    async def read(self, *, timeout: float | None) -> A:
         message = await self._within(self._call.read(), timeout)
         if message is aio.EOF:
             raise Unreachable("the server ended the stream; safe to retry")
@@ -102,7 +102,7 @@ class GrpcStream(Generic[Q, A]):
     def cancel(self) -> None:
         self._call.cancel()
 
-    async def _within(self, step: Any, timeout: float) -> Any:
+    async def _within(self, step: Any, timeout: float | None) -> Any:
         try:
             async with asyncio.timeout(timeout):
                 return await step
