@@ -21,6 +21,7 @@ from recurra.client.patience import Chance, WallClock
 from recurra.client.replicas import Replicas
 from recurra.client.session import AsyncSession
 from recurra.client.standing import CreateOption
+from recurra.client.stream import AsyncStream
 from recurra.client.window import Window
 from recurra.v1 import inference_pb2, model_pb2, session_pb2
 from recurra.wire.errors import InvalidArgument, ModelUnavailable
@@ -94,6 +95,27 @@ class AsyncClient:
     def batch(self, model: str, ids: Sequence[str], *, create: CreateOption = "if_missing") -> AsyncBatch:
         """A handle on k sessions that move together, a row each; made without a call."""
         return AsyncBatch(self, self._context, model, ids, create=_checked(create))
+
+    def stream(
+        self,
+        model: str,
+        *,
+        create: CreateOption = "if_missing",
+        return_sequences: bool = True,
+        linger: float = 0.001,
+    ) -> AsyncStream:
+        """Predictions of any number of sessions, sent together where they come together; made without a call.
+
+        Args:
+            model: the model's name.
+            create: as for session.
+            return_sequences: all timesteps of an output; False: the last only.
+            linger: seconds that a chunk may wait for others to share its frame.
+
+        """
+        return AsyncStream(
+            self, self._context, model, create=_checked(create), return_sequences=return_sequences, linger=linger
+        )
 
     async def predict(
         self,

@@ -18,7 +18,8 @@ from recurra.client.chunk import Prediction, both, to_states
 from recurra.client.columns import Gathering, to_columns
 from recurra.client.crew import Crew, same_error
 from recurra.client.delivery import Context
-from recurra.client.frames import MAX_HANDLES, columns
+from recurra.client.frame_stream import MAX_HANDLES
+from recurra.client.frames import columns
 from recurra.client.rows import CALLS_AT_ONCE, BatchError
 from recurra.client.standing import CreateOption
 from recurra.v1 import inference_pb2, session_pb2

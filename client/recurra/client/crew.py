@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recurra.client.delivery import Context, Delivery
-from recurra.client.frames import FrameStream, Ids
+from recurra.client.frame_stream import FrameStream
+from recurra.client.frames import Ids
 from recurra.client.history import History
 from recurra.client.model import read_time
 from recurra.client.operation import Create, Operation
@@ -78,19 +79,19 @@ class Crew:
             return Create.NEVER
         return Create.IF_MISSING if dry and self.create == "if_missing" else Create.NEW
 
-    def name(self, request: inference_pb2.Frame | session_pb2.ResetStateRequest, rows: Rows) -> Sent:
+    def name(
+        self, request: inference_pb2.Frame | session_pb2.ResetStateRequest, rows: Rows, *, dry: bool = False
+    ) -> Sent:
         """A new operation for each of `rows`, which continues its last."""
         ids = np.frombuffer(bytearray(self.context.chance.entropy(16 * len(rows))), np.uint8).reshape(-1, 16)
-        return Sent(rows, ids, self.last[rows], request, 96 * len(rows) + request.ByteSize(), self._latest[rows])
-
-    def keep(self, sent: Sent) -> None:
-        """Take what was sent into the window."""
-        while self._sent and self._sent[0].request is None:
-            self._sent.popleft()
-            self._dropped += 1
-        self._latest[sent.rows] = self._dropped + len(self._sent)
-        self._sent.append(sent)
-        self.context.window.keep(sent)
+        sent = Sent(rows, ids, self.last[rows], request, 96 * len(rows) + request.ByteSize(), self._latest[rows])
+        if not dry:
+            while self._sent and self._sent[0].request is None:
+                self._sent.popleft()
+                self._dropped += 1
+            self._latest[rows] = self._dropped + len(self._sent)
+            self._sent.append(sent)
+        return sent
 
     def _before(self, row: int, last: bytes) -> Iterator[Operation]:
         """The row's operations up to `last`, as far back as they follow each other and are kept, newest first."""
@@ -181,6 +182,12 @@ class Crew:
         """Drop what the row's own history did not settle."""
         self._ways.pop(row, None)
         self.apart[row] = False
+
+    def leave(self, row: int) -> None:
+        """Know nothing of the row's session any more."""
+        self.forget(row)
+        self.note(row, b"", Standing())
+        self._latest[row] = -1
 
     def _expires(self, moment: datetime | None) -> None:
         if moment is not None and (self.expire_time is None or moment > self.expire_time):

@@ -12,7 +12,8 @@ import numpy as np
 
 from recurra.client.channel import END_SESSION, GET_SESSION, PREDICT, RESET_STATE, SET_STATE, A, Method, Q
 from recurra.client.course import Course, perform
-from recurra.client.frames import CREATES, FrameStream, put_names, row_errors, timestamp
+from recurra.client.frame_stream import FrameStream
+from recurra.client.frames import CREATES, put_names, row_errors, timestamp
 from recurra.client.history import History
 from recurra.client.model import read_session, read_time
 from recurra.client.operation import Look, Operation, Reply, Step, doubtful

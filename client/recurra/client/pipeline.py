@@ -13,7 +13,8 @@ from typing import Any
 from recurra.client.arrays import Inputs, Layout, lay_out
 from recurra.client.chunk import Prediction, both, tensors, to_outputs, to_states
 from recurra.client.delivery import Context, Delivery, doubt, row_reply
-from recurra.client.frames import FrameStream, columns
+from recurra.client.frame_stream import FrameStream
+from recurra.client.frames import columns
 from recurra.client.model import Model
 from recurra.client.operation import Operation, Reply
 from recurra.client.patience import Patience

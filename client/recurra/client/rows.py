@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from recurra.client.course import Course, perform
 from recurra.client.delivery import Delivery, doubt, row_reply
-from recurra.client.frames import FrameStream, Ids, cut, kind, merge, normal, row_errors, take
+from recurra.client.frame_stream import FrameStream
+from recurra.client.frames import Ids, cut, kind, merge, normal, row_errors, take
 from recurra.client.operation import Operation, Reply, Step
 from recurra.client.patience import Patience
 from recurra.v1 import inference_pb2, session_pb2

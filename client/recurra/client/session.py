@@ -16,7 +16,7 @@ from recurra.client.arrays import Array, Inputs, check_names, lay_out, start_ten
 from recurra.client.channel import GET_SESSION, GET_STATE
 from recurra.client.chunk import Prediction, both, tensors, to_mask, to_outputs, to_states
 from recurra.client.delivery import Context, Delivery
-from recurra.client.frames import FrameStream
+from recurra.client.frame_stream import FrameStream
 from recurra.client.history import History
 from recurra.client.model import SessionInfo, read_session
 from recurra.client.operation import Reply

@@ -21,6 +21,7 @@ from recurra.client.rows import CALLS_AT_ONCE, Outcome, Sent
 from recurra.client.standing import Standing
 from recurra.v1 import inference_pb2, session_pb2
 from recurra.wire.errors import (
+    InvalidArgument,
     RecurraError,
     SessionClosed,
     SessionExists,
@@ -35,9 +36,25 @@ _RESETS_A_CALL: Final = 4096
 async def predict(
     crew: Crew, frame: inference_pb2.Frame, rows: Rows, gathered: Gathered, patience: Patience
 ) -> dict[int, RecurraError]:
-    """Run a frame's columns, a row for each of `rows`, and gather what comes back. Returns why rows failed."""
+    """Run a frame's columns, a row for each of `rows`, and gather what comes back.
+
+    Calls for different rows may run at once. Returns why rows failed; raises InvalidArgument where the frame was
+    refused whole.
+    """
     dry = frame.options.HasField("commit") and not frame.options.commit
-    sent, trouble, fresh = crew.name(frame, rows), Trouble(), crew.fresh(rows)
+    sent = crew.name(frame, rows, dry=dry)
+    try:
+        return await _predict(crew, sent, frame, gathered, patience, dry=dry)
+    finally:
+        if not dry:
+            crew.context.window.keep(sent)
+
+
+async def _predict(
+    crew: Crew, sent: Sent, frame: inference_pb2.Frame, gathered: Gathered, patience: Patience, *, dry: bool
+) -> dict[int, RecurraError]:
+    rows = sent.rows
+    trouble, fresh = Trouble(), crew.fresh(rows)
     aside = crew.apart[rows] | (fresh & (crew.create == "must_exist") & (not dry))
     for place in np.flatnonzero(aside).tolist():
         row = int(rows[place])
@@ -58,8 +75,6 @@ async def predict(
             row = int(rows[place])
             trouble[row] = *crew.part(sent, row, create, unsure=unsure, dry=dry), error
     outcomes = await crew.settle(sent, trouble, patience)
-    if not dry:
-        crew.keep(sent)
     for row, outcome in outcomes.items():
         if isinstance(outcome, Reply):
             assert isinstance(outcome.body, inference_pb2.FrameResult)
@@ -81,9 +96,9 @@ def _take(
     good = np.flatnonzero(~np.isin(group, list(errors))) if errors else np.arange(len(group))
     if len(good):
         rows = sent.rows[group[good]]
-        gathered.put(result, rows, good)
         if not dry:
             crew.advance(rows, sent.ids[group[good]], result, good)
+        gathered.put(result, rows, good)
 
 
 def _apart(
@@ -103,7 +118,8 @@ async def _exchange(
 ) -> tuple[inference_pb2.FrameResult | None, dict[int, RecurraError], bool]:
     """Send some places of what was named as one frame.
 
-    Returns the result, why places failed, and whether an attempt's fate is unknown.
+    Returns the result, why places failed, and whether an attempt's fate is unknown. Raises InvalidArgument where all
+    that was named was refused, and so is as if it had never been.
     """
     assert isinstance(sent.request, inference_pb2.Frame)
     rows = sent.rows[group]
@@ -119,7 +135,10 @@ async def _exchange(
     try:
         result = await trying(lambda seconds: crew.frames.exchange(frame, timeout=seconds), patience, doubts.append)
     except RecurraError as error:
-        return None, dict.fromkeys(group.tolist(), error), any(map(doubtful, doubts))
+        unsure = any(map(doubtful, doubts))
+        if isinstance(error, InvalidArgument) and len(rows) == len(sent.rows) and not unsure:
+            raise
+        return None, dict.fromkeys(group.tolist(), error), unsure
     except BaseException:
         for row in rows.tolist():
             crew.part(sent, row, create, unsure=True, dry=dry)
@@ -151,9 +170,10 @@ async def reset(crew: Crew, request: session_pb2.ResetStateRequest, patience: Pa
         errors, unsure = await _reset(crew, sent, request, some, patience)
         for row, error in errors.items():
             trouble[row] = *crew.part(sent, row, creates[row], unsure=unsure), error
-    outcomes = await crew.settle(sent, trouble, patience)
-    crew.keep(sent)
-    return _errors(outcomes)
+    try:
+        return _errors(await crew.settle(sent, trouble, patience))
+    finally:
+        crew.context.window.keep(sent)
 
 
 def _calls(creates: Mapping[int, Create]) -> Iterator[dict[int, Create]]:
