@@ -38,12 +38,14 @@ class Dispatch:
         create: CreateOption,
         options: inference_pb2.PredictOptions,
         linger: float,
+        room: int = MAX_HANDLES,
     ) -> None:
+        """`room`: how many sessions are known at once; then the one that was not used longest is forgotten."""
         names: list[str] = []
         self._context, self._model, self._options = context, model, options
-        self._crew = Crew(context, model.name, names, create=create, room=MAX_HANDLES)
+        self._crew = Crew(context, model.name, names, create=create, room=room)
         self._lines = Lines(self._came)
-        self._roster = Roster(self._crew, names, self._lines.__contains__)
+        self._roster = Roster(self._crew, names, self._lines.__contains__, room)
         self._linger, self._seconds = Linger(linger), linger
         self._ready: list[Asked] = []
         self._ready_bytes = 0
@@ -67,6 +69,10 @@ class Dispatch:
     def put(self, asked: Asked) -> None:
         """Take an operation; it is sent soon."""
         self._lines.put(asked)
+
+    def give_back(self, asked: Asked, answer: Answer) -> None:
+        """Take back an answer that its caller has not seen."""
+        self._lines.give_back(asked, answer)
 
     async def follow(self, session: str) -> None:
         """Forget what is known of a session, once its operations are answered."""

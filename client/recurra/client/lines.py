@@ -57,12 +57,14 @@ class Lines:
     def answer(self, head: Asked, answer: Answer) -> None:
         """Tell what came of a session's operation; the next one is ready."""
         line = self._lines[head.session]
-        if head.answer is not None:
-            head.answer(head, answer)
-        elif not isinstance(answer, Exception):
+        if not head.told(answer) and not isinstance(answer, Exception):
             line.lost = answer
         self._left(head)
         self._next(line)
+
+    def give_back(self, asked: Asked, answer: Answer) -> None:
+        """Take back an answer that its caller has not seen, unless the session went on already."""
+        self._lines.setdefault(asked.session, _Line(asked, lost=answer))
 
     def drop(self, head: Asked) -> None:
         """Pass over a session's operation, which is not sent."""
@@ -74,8 +76,7 @@ class Lines:
         lines, self._lines, self.count, self.nbytes = self._lines, {}, 0, 0
         for line in lines.values():
             for asked in [*([line.head] if line.lost is None else []), *line.behind]:
-                if asked.answer is not None:
-                    asked.answer(asked, copy(error))
+                asked.told(copy(error))
 
     def forget(self, session: str) -> None:
         """Forget an answer that nobody waited for."""
@@ -90,15 +91,15 @@ class Lines:
         while line.behind:
             asked = line.behind.popleft()
             error = asked.unless.get(asked.session)
-            if asked.answer is not None and error is None and (line.lost is None or asked.chunk != line.head.chunk):
+            if error is not None:
+                asked.told(error)
+            elif line.lost is not None and asked.chunk == line.head.chunk:
+                if asked.told(line.lost):
+                    line.lost = None
+            elif asked.answer is not None:
                 line.head, line.lost = asked, None
                 self._ready(asked)
                 return
-            if asked.answer is not None:
-                answer = line.lost if error is None else error
-                assert answer is not None
-                line.lost = line.lost if error is not None else None
-                asked.answer(asked, answer)
             self._left(asked)
         if line.lost is None:
             del self._lines[line.head.session]

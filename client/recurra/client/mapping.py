@@ -76,7 +76,7 @@ class Mapping:
         for asked in self._asked:
             asked.answer = None
 
-    def _answered(self, asked: Asked, answer: Answer) -> None:
+    def _answered(self, asked: Asked, answer: Answer) -> bool:
         self._asked.discard(asked)
         if isinstance(answer, Exception):
             self.failed.setdefault(asked.session, answer)
@@ -85,3 +85,4 @@ class Mapping:
                 answer = RecurraError(str(answer))
         self._outputs.append((asked.session, answer))
         self.woken.set()
+        return True

@@ -63,7 +63,7 @@ class Asked:
 
     Attributes:
         timeout: seconds for all attempts, once it is sent.
-        answer: who is told what came of it; None: nobody any more.
+        answer: tells who waits what came of it, unless nobody does, which it returns; None: nobody.
         unless: errors by session; where its session is there, it is answered with the error, and not sent.
 
     """
@@ -71,13 +71,17 @@ class Asked:
     session: str
     chunk: Chunk
     timeout: float
-    answer: Callable[[Asked, Answer], None] | None
+    answer: Callable[[Asked, Answer], bool] | None
     unless: Mapping[str, Exception]
 
     @property
     def nbytes(self) -> int:
         """What its input takes."""
         return sum(map(len, self.chunk.data))
+
+    def told(self, answer: Answer) -> bool:
+        """Tell what came of it. Returns whether anybody waited."""
+        return self.answer is not None and self.answer(self, answer)
 
 
 class Layer:

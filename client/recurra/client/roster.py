@@ -8,7 +8,6 @@ from typing import Final
 import numpy as np
 
 from recurra.client.crew import Crew, Rows
-from recurra.client.frame_stream import MAX_HANDLES
 from recurra.wire.errors import Overloaded
 
 IDLE_SECONDS: Final = 30.0  # without an operation; then the server need not hold the session for this stream
@@ -17,11 +16,11 @@ IDLE_SECONDS: Final = 30.0  # without an operation; then the server need not hol
 class Roster:
     """The rows of a crew that may grow up to the limit of handles, and when each was used."""
 
-    def __init__(self, crew: Crew, names: list[str], busy: Callable[[str], bool]) -> None:
-        """`names`: the crew's. `busy`: whether a session may not give its row."""
-        self._crew, self._names, self._busy = crew, names, busy
+    def __init__(self, crew: Crew, names: list[str], busy: Callable[[str], bool], room: int) -> None:
+        """`names`: the crew's, which has `room` rows. `busy`: whether a session may not give its row."""
+        self._crew, self._names, self._busy, self._room = crew, names, busy, room
         self._rows: dict[str, int] = {}  # the one that was not used longest comes first
-        self._used = np.zeros(MAX_HANDLES)
+        self._used = np.zeros(room)
 
     def row(self, session: str) -> int | None:
         """The session's row, if it has one."""
@@ -33,7 +32,7 @@ class Roster:
         for place, session in enumerate(sessions):
             row = self._rows.pop(session, None)
             if row is None:
-                if len(self._names) < MAX_HANDLES:
+                if len(self._names) < self._room:
                     row = len(self._names)
                     self._names.append(session)
                 else:
@@ -56,4 +55,4 @@ class Roster:
                 self._crew.leave(row)
                 self._crew.frames.leave(np.array([row]))
                 return row
-        raise Overloaded(f"{MAX_HANDLES} sessions of this stream have operations that are not answered")
+        raise Overloaded(f"{self._room} sessions of this stream have operations that are not answered")

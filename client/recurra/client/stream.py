@@ -15,6 +15,7 @@ from recurra.client.chunk import Outputs
 from recurra.client.delivery import Context
 from recurra.client.dispatch import Dispatch
 from recurra.client.mapping import Mapping, Pairs
+from recurra.client.model import Model
 from recurra.client.packing import Answer, Asked, Layer
 from recurra.client.standing import CreateOption
 from recurra.v1 import inference_pb2
@@ -60,6 +61,7 @@ class AsyncStream:
         self._client, self._context = client, context
         self._create, self._linger = create, linger
         self._options = inference_pb2.PredictOptions(return_sequences=return_sequences)
+        self._asking: asyncio.Task[Model] | None = None
         self._opened: tuple[Dispatch, Layer] | None = None
         self._maps: set[Mapping] = set()
 
@@ -102,6 +104,10 @@ class AsyncStream:
         dispatch.put(asked)
         try:
             return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                dispatch.give_back(asked, future.result())  # both came at once
+            raise
         finally:
             timer.cancel()
             asked.answer = None
@@ -163,17 +169,25 @@ class AsyncStream:
             await self._opened[0].close()
 
     async def _open(self, timeout: float | None) -> tuple[Dispatch, Layer]:
-        model = await self._client.known(self.model, timeout)
+        """What the model needs to be known for; asked once, however many callers come first."""
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._client.known(self.model, timeout))
+        try:
+            model = await asyncio.shield(self._asking)
+        except RecurraError:
+            self._asking = None
+            raise
         if self._opened is None:
             dispatch = Dispatch(self._context, model, create=self._create, options=self._options, linger=self._linger)
             self._opened = dispatch, Layer(model)
         return self._opened
 
 
-def _fulfil(future: asyncio.Future[Outputs], _: Asked, answer: Answer) -> None:
+def _fulfil(future: asyncio.Future[Outputs], _: Asked, answer: Answer) -> bool:
     if future.done():
-        return
+        return False
     if isinstance(answer, Exception):
         future.set_exception(answer)
     else:
         future.set_result(answer)
+    return True
