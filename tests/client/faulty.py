@@ -16,6 +16,7 @@ class Faulty:
     Attributes:
         asked: paths of the calls that were attempted.
         rows: how many each frame had.
+        unbound: handles that were freed.
         cut_after: a stream is cut after so many results more; None: it is not.
     """
 
@@ -23,6 +24,7 @@ class Faulty:
         self.channel, self.script = channel, deque(script)
         self.asked: list[str] = []
         self.rows: list[int] = []
+        self.unbound: list[int] = []
         self.cut_after: int | None = None
 
     def fate(self) -> str:
@@ -54,6 +56,7 @@ class FaultyStream:
         self.losing = False
 
     async def write(self, message, *, timeout):
+        self.faulty.unbound += message.unbind.handles
         if message.WhichOneof("kind") == "frame":
             fate = self.faulty.fate()
             self.faulty.rows.append(len(message.frame.handles) // 4)

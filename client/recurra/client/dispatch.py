@@ -157,7 +157,7 @@ class Dispatch:
                 self._frames.add(frame)
                 frame.add_done_callback(self._done)
         if self._sweeping is None:
-            self._sweeping = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._sweep)
+            self._sweeping = asyncio.get_running_loop().call_later(IDLE_SECONDS, self.sweep)
 
     def _done(self, frame: asyncio.Task[None]) -> None:
         self._frames.discard(frame)
@@ -202,13 +202,13 @@ class Dispatch:
             self._stirred.set_result(None)
             self._stirred = None
 
-    def _sweep(self) -> None:
-        """Free the handles of sessions that are not used."""
+    def sweep(self) -> None:
+        """Free the handles of sessions that are not used; as long as any is bound, every so often."""
         frames, self._sweeping = self._crew.frames, None
         frames.leave(self._roster.idle(self._now()))
         self._unbinding = asyncio.create_task(frames.unbind(timeout=self._context.timeout))
         if frames.bound:
-            self._sweeping = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._sweep)
+            self._sweeping = asyncio.get_running_loop().call_later(IDLE_SECONDS, self.sweep)
 
 
 class _Answers:
