@@ -46,7 +46,9 @@ async def aclient(faulty: Faulty, clock: Later) -> AsyncIterator[AsyncClient]:
 async def dispatch(aclient: AsyncClient) -> AsyncIterator[Dispatch]:
     options = inference_pb2.PredictOptions(return_sequences=True)
     model = await aclient.model("lstm")
-    dispatch = Dispatch(aclient._context, model, create="if_missing", options=options, linger=0.001, room=ROOM)
+    dispatch = Dispatch(
+        aclient._context, model, create="if_missing", durability=None, options=options, linger=0.001, room=ROOM
+    )
     yield dispatch
     await dispatch.close()
 

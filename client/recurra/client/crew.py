@@ -10,15 +10,17 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from recurra.client.course import restore
 from recurra.client.delivery import Context, Delivery
+from recurra.client.exposure import Exposure
 from recurra.client.frame_stream import FrameStream
 from recurra.client.frames import Ids
 from recurra.client.history import History
 from recurra.client.model import read_time
 from recurra.client.operation import Create, Operation
 from recurra.client.patience import Patience
-from recurra.client.rows import Outcome, Sent, settle
-from recurra.client.standing import CreateOption, Standing
+from recurra.client.rows import Outcome, Sent, drive, settle
+from recurra.client.standing import CreateOption, Durability, Standing
 from recurra.v1 import inference_pb2, session_pb2
 from recurra.wire.errors import (
     AlreadyApplied,
@@ -51,11 +53,19 @@ class Crew:
     """
 
     def __init__(
-        self, context: Context, model: str, ids: Sequence[str], *, create: CreateOption, room: int | None = None
+        self,
+        context: Context,
+        model: str,
+        ids: Sequence[str],
+        *,
+        create: CreateOption,
+        durability: Durability | None,
+        room: int | None = None,
     ) -> None:
         """`room`: k, where `ids` may grow."""
         k = len(ids) if room is None else room
-        self.context, self.model, self.ids, self.create = context, model, ids, create
+        self.context, self.model, self.ids = context, model, ids
+        self.create, self.durability = create, durability
         self.frames = FrameStream(context.replicas, model, ids)
         self.position, self.durable_position = np.zeros(k, np.uint64), np.zeros(k, np.uint64)
         self.incarnation, self.created = np.zeros((k, 16), np.uint8), np.zeros(k, bool)
@@ -66,6 +76,7 @@ class Crew:
         self._sent: deque[Sent] = deque()  # oldest first, as far back as the window reaches
         self._dropped = 0  # how many came before them
         self._latest = np.full(k, -1)  # which of all has the row's last operation
+        self.exposure = Exposure(context.window, k)
         self._ways: dict[int, Delivery] = {}
 
     def fresh(self, rows: Rows) -> NDArray[np.bool_]:
@@ -112,6 +123,7 @@ class Crew:
         self.position[rows] = positions[places]
         durable = np.frombuffer(result.durable_positions, "<u8") if result.durable_positions else positions
         self.durable_position[rows] = durable[places]
+        self.exposure.told(rows, durable=self.durable_position[rows] >= self.position[rows])
         self.incarnation[rows] = np.frombuffer(result.incarnations, np.uint8).reshape(-1, 16)[places]
         self.created[rows] = np.frombuffer(result.created, np.uint8)[places] if result.created else 0
         if result.HasField("expire_time"):
@@ -125,6 +137,7 @@ class Crew:
             self.position[row], self.durable_position[row] = standing.position, standing.durable_position
             self.incarnation[row] = np.frombuffer(standing.incarnation or bytes(16), np.uint8)
             self.created[row] = standing.created
+            self.exposure.told(np.array([row]), durable=np.array([standing.durable]))
             self._expires(standing.expire_time)
 
     def way(self, row: int) -> Delivery:
@@ -142,7 +155,15 @@ class Crew:
                 expire_time=self.expire_time,
             )
         history.resume(last, standing, partial(self._before, row, last), ended=bool(self._ended[row]))
-        return Delivery(self.context, history, self.model, self.ids[row], frames=self.frames, handle=row)
+        return Delivery(
+            self.context,
+            history,
+            self.model,
+            self.ids[row],
+            frames=self.frames,
+            handle=row,
+            durability=self.durability,
+        )
 
     def part(
         self, sent: Sent, row: int, create: Create, *, unsure: bool, dry: bool = False
@@ -177,6 +198,18 @@ class Crew:
                 if history.settled:
                     del self._ways[row]
                     self.apart[row] = False
+
+    async def secure(self, rows: Rows, patience: Patience) -> dict[int, RecurraError]:
+        """Have the store hold all that was acknowledged of some rows, none of which is on its way.
+
+        Returns why rows failed.
+        """
+        ways = {row: self.way(row) for row in rows[~self.apart[rows]].tolist()}
+        courses = {row: restore(way.history) for row, way in ways.items()}
+        outcomes = await drive(self.frames, ways, courses, patience, {})
+        for row, way in ways.items():
+            self.note(row, way.history.last, way.history.standing, ended=way.history.ended)
+        return {row: outcome for row, outcome in outcomes.items() if isinstance(outcome, RecurraError)}
 
     def forget(self, row: int) -> None:
         """Drop what the row's own history did not settle."""

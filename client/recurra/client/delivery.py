@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 import numpy as np
 
 from recurra.client.channel import END_SESSION, GET_SESSION, PREDICT, RESET_STATE, SET_STATE, A, Method, Q
-from recurra.client.course import Course, perform
+from recurra.client.course import Course, perform, restore
 from recurra.client.frame_stream import FrameStream
 from recurra.client.frames import CREATES, put_names, row_errors, timestamp
 from recurra.client.history import History
@@ -19,7 +19,7 @@ from recurra.client.model import read_session, read_time
 from recurra.client.operation import Look, Operation, Reply, Step, doubtful
 from recurra.client.patience import Chance, Patience
 from recurra.client.replicas import Replicas
-from recurra.client.standing import Standing
+from recurra.client.standing import Durability, Standing
 from recurra.client.window import Window
 from recurra.v1 import inference_pb2, session_pb2
 from recurra.wire.errors import DeadlineExceeded, RecurraError, from_status
@@ -72,18 +72,36 @@ async def trying(
 
 
 class Delivery:
-    """The way to one session: of a model, by a name, at a handle of a stream of frames."""
+    """The way to one session: of a model, by a name, at a handle of a stream of frames.
+
+    Attributes:
+        durability: of frames; None: the model's.
+
+    """
 
     def __init__(
-        self, context: Context, history: History, model: str, session: str, *, frames: FrameStream, handle: int = 0
+        self,
+        context: Context,
+        history: History,
+        model: str,
+        session: str,
+        *,
+        frames: FrameStream,
+        handle: int = 0,
+        durability: Durability | None = None,
     ) -> None:
         self._context, self.history = context, history
         self._model, self._session = model, session
         self._frames, self._handle = frames, np.array([handle], np.uint32)
+        self.durability = durability
 
     async def perform(self, operation: Operation, patience: Patience) -> Reply:
         """Send the operation, and what has to be sent before it, until it is answered for good. Raises RecurraError."""
         return await _drive(perform(self.history, operation), lambda step: self._attempt(step, patience))
+
+    async def restore(self, patience: Patience) -> None:
+        """Have the store hold all that was acknowledged. Raises RecurraError."""
+        await _drive(restore(self.history), lambda step: self._attempt(step, patience))
 
     async def _attempt(self, step: Step, patience: Patience) -> Reply | RecurraError:
         try:
@@ -133,6 +151,7 @@ class Delivery:
             afters=np.frombuffer(operation.after or NO_ID, np.uint8)[None],
             create=operation.create,
             expire_time=standing.expire_time if standing and operation.after else None,
+            durability=self.durability,
         )
 
     def _named(self, operation: Operation, request: Request) -> Request:

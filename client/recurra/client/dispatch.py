@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from typing import Final
 
+import numpy as np
+
 from recurra.client import together
 from recurra.client.crew import Crew, Rows
 from recurra.client.delivery import Context
@@ -16,7 +18,7 @@ from recurra.client.linger import Linger
 from recurra.client.model import Model
 from recurra.client.packing import Answer, Asked, Unpacking, pack
 from recurra.client.roster import IDLE_SECONDS, Roster
-from recurra.client.standing import CreateOption
+from recurra.client.standing import CreateOption, Durability
 from recurra.v1 import inference_pb2
 from recurra.wire.errors import InvalidArgument, RecurraError, Unreachable
 
@@ -36,6 +38,7 @@ class Dispatch:
         model: Model,
         *,
         create: CreateOption,
+        durability: Durability | None,
         options: inference_pb2.PredictOptions,
         linger: float,
         room: int = MAX_HANDLES,
@@ -43,7 +46,7 @@ class Dispatch:
         """`room`: how many sessions are known at once; then the one that was not used longest is forgotten."""
         names: list[str] = []
         self._context, self._model, self._options = context, model, options
-        self._crew = Crew(context, model.name, names, create=create, room=room)
+        self._crew = Crew(context, model.name, names, create=create, durability=durability, room=room)
         self._lines = Lines(self._came)
         self._roster = Roster(self._crew, names, self._lines.__contains__, room)
         self._linger, self._seconds = Linger(linger), linger
@@ -54,6 +57,7 @@ class Dispatch:
         self._sweeping: asyncio.TimerHandle | None = None
         self._stirred: asyncio.Future[None] | None = None
         self._unbinding: asyncio.Task[None] | None = None
+        self._securing: asyncio.Task[dict[int, RecurraError]] | None = None
 
     @property
     def full(self) -> bool:
@@ -84,9 +88,13 @@ class Dispatch:
             self._crew.leave(row)
 
     async def drain(self) -> None:
-        """Wait until all that was taken is answered."""
-        while self._lines.count:
+        """Wait until all that was taken is answered, and the store has it. Raises RecurraError where it may not."""
+        while self._lines.count or self._securing:
             await self.stir()
+        exposed = self._crew.exposure.any()
+        if len(exposed):
+            for error in (await self._crew.secure(exposed, self._context.patience(None))).values():
+                raise error
 
     async def close(self) -> None:
         """Give the stream up, and what is on its way: it may be applied or not."""
@@ -94,9 +102,10 @@ class Dispatch:
             if handle is not None:
                 handle.cancel()
         self._looking = self._sweeping = None
-        for frame in self._frames:
-            frame.cancel()
-        await asyncio.gather(*self._frames, return_exceptions=True)
+        going = [*self._frames, *([self._securing] if self._securing else [])]
+        for task in going:
+            task.cancel()
+        await asyncio.gather(*going, return_exceptions=True)
         self._crew.frames.cancel()
         self._lines.give_up(Unreachable("the stream was closed; safe to call again with the same input"))
         self._linger, self._ready, self._ready_bytes = Linger(self._seconds), [], 0
@@ -122,7 +131,7 @@ class Dispatch:
 
     def _look(self) -> None:
         self._looking = None
-        if not self._ready or len(self._frames) >= _MAX_FRAMES:
+        if not self._ready or len(self._frames) >= _MAX_FRAMES or self._securing:
             return  # looked again when a frame is answered
         full = len(self._ready) >= _MAX_ROWS or self._ready_bytes >= _MAX_FRAME_BYTES
         left = 0.0 if full else self._linger.left(self._now())
@@ -133,21 +142,17 @@ class Dispatch:
 
     def _send(self) -> None:
         """Send what waits, in as many frames as it takes: those that open sessions apart from the others."""
-        waited, self._ready, self._ready_bytes = self._ready, [], 0
-        going = [asked for asked in waited if asked.answer is not None]
-        self._linger.went(len(waited), len(going))
-        for asked in waited:
-            if asked.answer is None:
-                self._lines.drop(asked)
-        if len(going) < len(waited):
-            self.stirring()
-        if not going:
+        exposure, going = self._crew.exposure, [asked for asked in self._ready if asked.answer is not None]
+        if self._secure(exposure.longest()):
             return
         try:
             rows = self._roster.admit([asked.session for asked in going], self._now())
         except RecurraError as error:
-            self._answer_all(going, error)
+            if not self._secure(exposure.any()):
+                self._clear(0)
+                self._answer_all(going, error)
             return
+        self._clear(len(going))
         groups: dict[tuple[object, bool], list[int]] = {}
         for place, (asked, fresh) in enumerate(zip(going, self._crew.fresh(rows).tolist(), strict=True)):
             groups.setdefault((asked.chunk.form, fresh), []).append(place)
@@ -158,6 +163,28 @@ class Dispatch:
                 frame.add_done_callback(self._done)
         if self._sweeping is None:
             self._sweeping = asyncio.get_running_loop().call_later(IDLE_SECONDS, self.sweep)
+
+    def _clear(self, sent: int) -> None:
+        """Nobody waits any more: so many were sent, and the others dropped, as nobody wants them."""
+        waited, self._ready, self._ready_bytes = self._ready, [], 0
+        self._linger.went(len(waited), sent)
+        for asked in waited:
+            if asked.answer is None:
+                self._lines.drop(asked)
+        self.stirring()
+
+    def _secure(self, rows: Rows) -> bool:
+        """Have the store hold all of those rows that have nothing on their way. Nothing is sent until it does."""
+        idle = self._roster.idle(rows)
+        if len(idle) and self._securing is None:
+            self._securing = asyncio.create_task(self._crew.secure(idle, self._context.patience(None)))
+            self._securing.add_done_callback(self._secured)
+        return len(idle) > 0
+
+    def _secured(self, _: asyncio.Task[dict[int, RecurraError]]) -> None:
+        self._securing = None
+        self.stirring()
+        self._look_again(0)
 
     def _done(self, frame: asyncio.Task[None]) -> None:
         self._frames.discard(frame)
@@ -205,7 +232,10 @@ class Dispatch:
     def sweep(self) -> None:
         """Free the handles of sessions that are not used; as long as any is bound, every so often."""
         frames, self._sweeping = self._crew.frames, None
-        frames.leave(self._roster.idle(self._now()))
+        unused = self._roster.unused(self._now())
+        exposed = self._crew.exposure.any(unused)
+        self._secure(exposed)
+        frames.leave(np.setdiff1d(unused, exposed))
         self._unbinding = asyncio.create_task(frames.unbind(timeout=self._context.timeout))
         if frames.bound:
             self._sweeping = asyncio.get_running_loop().call_later(IDLE_SECONDS, self.sweep)

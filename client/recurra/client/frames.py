@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
 
 from recurra.client.operation import Create
+from recurra.client.standing import Durability
 from recurra.v1 import inference_pb2, session_pb2, tensor_pb2
 from recurra.wire.errors import RecurraError, from_status
 from recurra.wire.tensors import to_array, to_tensor
@@ -21,6 +22,11 @@ CREATES = {
     Create.IF_MISSING: session_pb2.CREATE_IF_MISSING,
     Create.NEVER: session_pb2.CREATE_NEVER,
     Create.NEW: session_pb2.CREATE_NEW,
+}
+_DURABILITIES = {
+    None: inference_pb2.DURABILITY_UNSPECIFIED,
+    "committed": inference_pb2.DURABILITY_COMMITTED,
+    "checkpointed": inference_pb2.DURABILITY_CHECKPOINTED,
 }
 
 
@@ -37,7 +43,9 @@ def take(frame: inference_pb2.Frame, places: NDArray[np.int64]) -> inference_pb2
     """Some rows of a frame's columns, without names."""
     tensors = [to_tensor(to_array(tensor)[places], tensor.name) for tensor in frame.inputs]
     lengths = np.frombuffer(frame.lengths, "<u4")[places] if frame.lengths else None
-    return columns(tensors, frame.options, lengths)
+    some = columns(tensors, frame.options, lengths)
+    some.options.ClearField("durability")
+    return some
 
 
 def normal(frame: inference_pb2.Frame) -> inference_pb2.Frame:
@@ -57,8 +65,10 @@ def put_names(
     afters: Ids,
     create: Create,
     expire_time: datetime | None,
+    durability: Durability | None,
 ) -> inference_pb2.Frame:
     """The same frame, with each row's session and operation. `handles`: (N,)."""
+    frame.options.durability = _DURABILITIES[durability]
     frame.handles, frame.ids = handles.astype("<u4").tobytes(), ids.tobytes()
     frame.afters = afters.tobytes() if afters.any() else b""
     frame.create = CREATES[create]

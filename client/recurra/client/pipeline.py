@@ -8,11 +8,14 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 from recurra.client.arrays import Inputs, Layout, lay_out
 from recurra.client.chunk import Prediction, both, tensors, to_outputs, to_states
 from recurra.client.delivery import Context, Delivery, doubt, row_reply
+from recurra.client.exposure import Exposure
 from recurra.client.frame_stream import FrameStream
 from recurra.client.frames import columns
 from recurra.client.model import Model
@@ -20,6 +23,8 @@ from recurra.client.operation import Operation, Reply
 from recurra.client.patience import Patience
 from recurra.v1 import inference_pb2
 from recurra.wire.errors import DeadlineExceeded, Mismatch, RecurraError
+
+_ALONE: Final = np.zeros(1, np.int64)  # the one row
 
 
 @dataclass
@@ -49,6 +54,7 @@ class Pipeline:
         self._model, self._options = model, options
         self._sent: deque[_Sent] = deque()  # unanswered, oldest first: all on the stream, or none
         self._taking: asyncio.Task[Inputs | None] | None = None
+        self._durability, self._exposure = delivery.durability, Exposure(context.window, 1)
 
     async def run(
         self, chunks: AsyncIterable[Inputs], *, in_flight: int, timeout: float | None
@@ -69,6 +75,8 @@ class Pipeline:
                         opened = True
                 while self._sent and ((result := self._sent[0].result) is None or result.done()):
                     yield await self._first()
+            if len(self._exposure.any()):
+                await self._delivery.restore(self._context.patience(timeout))
         finally:
             await _stop(self._taking)
             self._break()
@@ -93,6 +101,8 @@ class Pipeline:
         request, history = columns(tensors(chunk, row=True), self._options), self._delivery.history
         name = history.name if alone else history.queue
         operation = name(request, request.ByteSize())
+        long = self._exposure.long(_ALONE)
+        self._delivery.durability = "committed" if long else self._durability
         unbroken = not alone and (not self._sent or self._sent[-1].result is not None)
         sent = _Sent(operation, chunk, patience)
         self._sent.append(sent)
@@ -106,6 +116,7 @@ class Pipeline:
         """The answer of the oldest operation, and so of the session's next chunk."""
         head = self._sent[0]
         reply = await self._answer(head)
+        self._exposure.told(_ALONE, durable=np.array([reply.standing.durable]))
         self._sent.popleft()
         result = reply.body
         assert isinstance(result, inference_pb2.FrameResult)

@@ -43,16 +43,19 @@ class Roster:
         self._used[rows] = now
         return rows
 
-    def idle(self, now: float) -> Rows:
+    def idle(self, rows: Rows) -> Rows:
+        """Those of some rows whose sessions have nothing on their way."""
+        return np.array([row for row in rows.tolist() if not self._busy(self._names[row])], np.int64)
+
+    def unused(self, now: float) -> Rows:
         """The rows that were not used for some time."""
-        idle = np.flatnonzero(self._used[: len(self._names)] < now - IDLE_SECONDS)
-        return np.array([row for row in idle.tolist() if not self._busy(self._names[row])], np.int64)
+        return self.idle(np.flatnonzero(self._used[: len(self._names)] < now - IDLE_SECONDS))
 
     def _take(self) -> int:
         for session, row in self._rows.items():
-            if not self._busy(session) and not self._crew.apart[row]:
+            if not self._busy(session) and not self._crew.apart[row] and self._crew.exposure.covered(row):
                 del self._rows[session]
                 self._crew.leave(row)
                 self._crew.frames.leave(np.array([row]))
                 return row
-        raise Overloaded(f"{self._room} sessions of this stream have operations that are not answered")
+        raise Overloaded(f"{self._room} sessions of this stream have operations that are not answered, or not durable")

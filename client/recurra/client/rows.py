@@ -91,17 +91,32 @@ async def settle(
         By row, the reply, or the error that it finally failed with.
     """
     courses: dict[int, Course] = {row: perform(way.history, operation) for row, (way, operation, _) in rows.items()}
+    ways = {row: way for row, (way, _, _) in rows.items()}
+    return await drive(frames, ways, courses, patience, {row: (step, error) for row, (_, step, error) in rows.items()})
+
+
+async def drive(
+    frames: FrameStream,
+    ways: Mapping[int, Delivery],
+    courses: Mapping[int, Course],
+    patience: Patience,
+    first: Mapping[int, tuple[Step, RecurraError | None]],
+) -> dict[int, Outcome]:
+    """Follow the courses of some rows together. `first`: what a first attempt at a step met.
+
+    Returns, by row, the reply, or the error that it finally failed with.
+    """
     steps: dict[int, Step] = {}
     met: dict[int, Outcome] = {}
     done: dict[int, Outcome] = {}
     for row, course in courses.items():
         steps[row] = next(course)
-        first = rows[row][2]
-        if first is not None and steps[row] is rows[row][1]:
-            met[row] = first
+        step, error = first.get(row, (None, None))
+        if error is not None and steps[row] is step:
+            met[row] = error
     try:
         while steps:
-            outcomes = await _round({row: rows[row][0] for row in steps}, steps, frames, patience, met)
+            outcomes = await _round({row: ways[row] for row in steps}, steps, frames, patience, met)
             met = {}
             for row, outcome in outcomes.items():
                 try:

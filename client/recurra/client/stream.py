@@ -17,7 +17,7 @@ from recurra.client.dispatch import Dispatch
 from recurra.client.mapping import Mapping, Pairs
 from recurra.client.model import Model
 from recurra.client.packing import Answer, Asked, Layer
-from recurra.client.standing import CreateOption
+from recurra.client.standing import CreateOption, Durability
 from recurra.v1 import inference_pb2
 from recurra.wire.errors import DeadlineExceeded, InvalidArgument, RecurraError
 
@@ -52,6 +52,7 @@ class AsyncStream:
         model: str,
         *,
         create: CreateOption,
+        durability: Durability | None,
         return_sequences: bool,
         linger: float,
     ) -> None:
@@ -59,7 +60,7 @@ class AsyncStream:
             raise InvalidArgument("linger is at least 0 seconds")
         self.model = model
         self._client, self._context = client, context
-        self._create, self._linger = create, linger
+        self._create, self._durability, self._linger = create, durability, linger
         self._options = inference_pb2.PredictOptions(return_sequences=return_sequences)
         self._asking: asyncio.Task[Model] | None = None
         self._opened: tuple[Dispatch, Layer] | None = None
@@ -163,10 +164,15 @@ class AsyncStream:
             mapping.failed.pop(session_id, None)
 
     async def close(self) -> None:
-        """Wait until all is answered, and give the stream up; the sessions stay, and so does the handle."""
+        """Wait until all is answered and the store has it, and give the stream up; the sessions and the handle stay.
+
+        Raises RecurraError where it is not sure that the store has all.
+        """
         if self._opened is not None:
-            await self._opened[0].drain()
-            await self._opened[0].close()
+            try:
+                await self._opened[0].drain()
+            finally:
+                await self._opened[0].close()
 
     async def _open(self, timeout: float | None) -> tuple[Dispatch, Layer]:
         """What the model needs to be known for; asked once, however many callers come first."""
@@ -178,7 +184,14 @@ class AsyncStream:
             self._asking = None
             raise
         if self._opened is None:
-            dispatch = Dispatch(self._context, model, create=self._create, options=self._options, linger=self._linger)
+            dispatch = Dispatch(
+                self._context,
+                model,
+                create=self._create,
+                durability=self._durability,
+                options=self._options,
+                linger=self._linger,
+            )
             self._opened = dispatch, Layer(model)
         return self._opened
 

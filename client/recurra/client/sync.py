@@ -16,7 +16,7 @@ from recurra.client.ferry import ferrying
 from recurra.client.grpc_channel import Credentials
 from recurra.client.patience import Chance
 from recurra.client.session import AsyncSession
-from recurra.client.standing import CreateOption
+from recurra.client.standing import CreateOption, Durability
 from recurra.client.stream import AsyncStream
 
 
@@ -169,20 +169,30 @@ class Client(Bridged[AsyncClient]):
         """A handle on a session, made without a call; the arguments are AsyncClient's."""
         return Session(self._loop, self._inner.session(model, session_id, create=create, ttl=ttl))
 
-    def batch(self, model: str, ids: Sequence[str], *, create: CreateOption = "if_missing") -> Batch:
-        """A handle on k sessions that move together, a row each; made without a call."""
-        return Batch(self._loop, self._inner.batch(model, ids, create=create))
+    def batch(
+        self,
+        model: str,
+        ids: Sequence[str],
+        *,
+        create: CreateOption = "if_missing",
+        durability: Durability | None = None,
+    ) -> Batch:
+        """A handle on k sessions that move together, a row each; made without a call. Arguments as AsyncClient's."""
+        return Batch(self._loop, self._inner.batch(model, ids, create=create, durability=durability))
 
     def stream(
         self,
         model: str,
         *,
         create: CreateOption = "if_missing",
+        durability: Durability | None = None,
         return_sequences: bool = True,
         linger: float = 0.001,
     ) -> Stream:
         """Predictions of any number of sessions, sent together; made without a call. Arguments as AsyncClient's."""
-        inner = self._inner.stream(model, create=create, return_sequences=return_sequences, linger=linger)
+        inner = self._inner.stream(
+            model, create=create, durability=durability, return_sequences=return_sequences, linger=linger
+        )
         return Stream(self._loop, inner)
 
     def close(self) -> None:

@@ -130,6 +130,7 @@ async def _exchange(
         afters=sent.afters[group],
         create=create,
         expire_time=crew.expire_time if create is Create.NEVER else None,
+        durability="committed" if crew.exposure.long(rows) else crew.durability,
     )
     doubts: list[RecurraError] = []
     try:
