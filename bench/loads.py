@@ -36,13 +36,16 @@ class Load:
 class Sessions:
     """N sessions of the model "lstm" and their random input."""
 
-    def __init__(self, address: str, count: int, features: int = 64) -> None:
+    def __init__(self, address: str, count: int, features: int = 64, durability: str = "committed") -> None:
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._names = [f"{os.urandom(4).hex()}-{index}" for index in range(count)]
         self._input = np.random.default_rng(0).normal(size=(count, 1, features)).astype(np.float32)
         self._last = [b""] * count
         self._load = Load()
+        self._options = inference_pb2.PredictOptions(
+            durability=inference_pb2.Durability.Value(f"DURABILITY_{durability.upper()}")
+        )
 
     async def close(self) -> None:
         await self._channel.close()
@@ -106,7 +109,9 @@ class Sessions:
         for number in itertools.count():
             if more := number < count and time.perf_counter() < until:
                 new = os.urandom(16 * rows)
-                frame = inference_pb2.Frame(handles=handles, ids=new, afters=last, inputs=[tensor])
+                frame = inference_pb2.Frame(
+                    handles=handles, ids=new, afters=last, inputs=[tensor], options=self._options
+                )
                 sent.append(time.perf_counter())
                 await call.write(inference_pb2.StreamPredictRequest(frame=frame))
                 last = new
