@@ -134,7 +134,8 @@ def told(code: grpc.StatusCode, details: str, trailing: Any) -> RecurraError:
             except DecodeError:
                 break
     # A connection that breaks may show as one of these: the call was cut, and nobody refused it.
-    if code in (grpc.StatusCode.CANCELLED, grpc.StatusCode.OK) or "RST_STREAM" in details:
+    cut = "RST_STREAM" in details or details == "Internal error from Core"
+    if cut or code in (grpc.StatusCode.CANCELLED, grpc.StatusCode.OK):
         code = grpc.StatusCode.UNAVAILABLE
     number: int = code.value[0]
     return from_status(status_pb2.Status(code=number, message=details or f"the call ended with {code.name}"))
