@@ -111,13 +111,14 @@ class Dispatch:
         self._linger, self._ready, self._ready_bytes = Linger(self._seconds), [], 0
         self.stirring()
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """Seconds, never going back."""
         return self._context.chance.clock.now()
 
     def _came(self, asked: Asked) -> None:
         self._ready.append(asked)
-        self._ready_bytes += asked.nbytes
-        self._linger.came(self._now())
+        self._ready_bytes += asked.chunk.nbytes
+        self._linger.came(self.now())
         self._look_again(0)
 
     def _look_again(self, seconds: float) -> None:
@@ -134,7 +135,7 @@ class Dispatch:
         if not self._ready or len(self._frames) >= _MAX_FRAMES or self._securing:
             return  # looked again when a frame is answered
         full = len(self._ready) >= _MAX_ROWS or self._ready_bytes >= _MAX_FRAME_BYTES
-        left = 0.0 if full else self._linger.left(self._now())
+        left = 0.0 if full else self._linger.left(self.now())
         if left > 0:
             self._look_again(left)
         else:
@@ -146,7 +147,7 @@ class Dispatch:
         if self._secure(exposure.longest()):
             return
         try:
-            rows = self._roster.admit([asked.session for asked in going], self._now())
+            rows = self._roster.admit([asked.session for asked in going], self.now())
         except RecurraError as error:
             if not self._secure(exposure.any()):
                 self._clear(0)
@@ -214,13 +215,14 @@ class Dispatch:
                 self._answer_all([waiting.pop(row)], failed)
 
     def _answer_all(self, some: Iterable[Asked], error: Exception) -> None:
+        now = self.now()
         for asked in list(some):
-            self.answered(asked, copy(error))
+            self.answered(asked, copy(error), now)
         self.stirring()
 
-    def answered(self, asked: Asked, answer: Answer) -> None:
+    def answered(self, asked: Asked, answer: Answer, now: float) -> None:
         """Tell what came of an operation."""
-        self._linger.answered(self._now())
+        self._linger.answered(now)
         self._lines.answer(asked, answer)
 
     def stirring(self) -> None:
@@ -232,7 +234,7 @@ class Dispatch:
     def sweep(self) -> None:
         """Free the handles of sessions that are not used; as long as any is bound, every so often."""
         frames, self._sweeping = self._crew.frames, None
-        unused = self._roster.unused(self._now())
+        unused = self._roster.unused(self.now())
         exposed = self._crew.exposure.any(unused)
         self._secure(exposed)
         frames.leave(np.setdiff1d(unused, exposed))
@@ -255,9 +257,10 @@ class _Answers:
 
     def put(self, result: inference_pb2.FrameResult, rows: Rows, places: Rows) -> None:
         unpacking = Unpacking(self._model, result, sequences=self._sequences)
+        now = self._dispatch.now()
         for row, place in zip(rows.tolist(), places.tolist(), strict=True):
             asked = self.waiting.pop(row)
-            self._dispatch.answered(asked, unpacking.outputs(place, asked.chunk))
+            self._dispatch.answered(asked, unpacking.outputs(place, asked.chunk), now)
         self._dispatch.stirring()
 
 
@@ -266,9 +269,9 @@ def _frames(some: Sequence[Asked], places: Iterable[int]) -> Iterator[list[int]]
     frame: list[int] = []
     nbytes = 0
     for place in places:
-        if len(frame) == _MAX_ROWS or (frame and nbytes + some[place].nbytes > _MAX_FRAME_BYTES):
+        if len(frame) == _MAX_ROWS or (frame and nbytes + some[place].chunk.nbytes > _MAX_FRAME_BYTES):
             yield frame
             frame, nbytes = [], 0
         frame.append(place)
-        nbytes += some[place].nbytes
+        nbytes += some[place].chunk.nbytes
     yield frame

@@ -45,7 +45,7 @@ class Lines:
     def put(self, asked: Asked) -> None:
         """Take an operation in."""
         self.count += 1
-        self.nbytes += asked.nbytes
+        self.nbytes += asked.chunk.nbytes
         line = self._lines.get(asked.session)
         idle = line is None or line.lost is not None
         if line is None:
@@ -85,7 +85,7 @@ class Lines:
 
     def _left(self, asked: Asked) -> None:
         self.count -= 1
-        self.nbytes -= asked.nbytes
+        self.nbytes -= asked.chunk.nbytes
 
     def _next(self, line: _Line) -> None:
         while line.behind:

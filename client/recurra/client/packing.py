@@ -44,6 +44,7 @@ class Chunk(NamedTuple):
     Attributes:
         data: C-contiguous, by input.
         single: it was given as one timestep, without the time axis.
+        nbytes: what its data take.
 
     """
 
@@ -51,9 +52,10 @@ class Chunk(NamedTuple):
     data: tuple[bytes, ...]
     timesteps: int
     single: bool
+    nbytes: int
 
 
-NO_CHUNK: Final = Chunk(Form(()), (), 0, single=False)
+NO_CHUNK: Final = Chunk(Form(()), (), 0, single=False, nbytes=0)
 """In the place of one that does not fit the model."""
 
 
@@ -73,11 +75,6 @@ class Asked:
     timeout: float
     answer: Callable[[Asked, Answer], bool] | None
     unless: Mapping[str, Exception]
-
-    @property
-    def nbytes(self) -> int:
-        """What its input takes."""
-        return sum(map(len, self.chunk.data))
 
     def told(self, answer: Answer) -> bool:
         """Tell what came of it. Returns whether anybody waited."""
@@ -99,7 +96,7 @@ class Layer:
     def lay(self, x: Inputs) -> Chunk:
         """The caller's input as a chunk. Raises InvalidArgument as `lay_out`."""
         if self._one is not None and type(x) is np.ndarray and (x.dtype, x.shape) == self._usual:
-            return Chunk(self._one, (x.tobytes(),), 1, single=True)
+            return Chunk(self._one, (x.tobytes(),), 1, single=True, nbytes=x.nbytes)
         laid = lay_out(self._model, x)
         found = []
         for name, array in laid.inputs.items():
@@ -112,7 +109,8 @@ class Layer:
         form = self._forms.setdefault((columns, (laid.timesteps - 1).bit_length()), Form(columns))
         if laid.single and self._usual is not None and columns[0].shape == self._usual[1]:
             self._one = form
-        return Chunk(form, tuple(array.tobytes() for array in laid.inputs.values()), laid.timesteps, laid.single)
+        data = tuple(array.tobytes() for array in laid.inputs.values())
+        return Chunk(form, data, laid.timesteps, laid.single, sum(map(len, data)))
 
 
 def pack(chunks: Sequence[Chunk], options: inference_pb2.PredictOptions) -> inference_pb2.Frame:

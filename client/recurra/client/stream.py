@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _GRACE_SECONDS: Final = 0.05  # what a frame met tells more than that time ran out
 _OUT_OF_TIME: Final = "time ran out; safe to call again with the same input"
+_NOTHING: Final[dict[str, Exception]] = {}
 
 
 class AsyncStream:
@@ -89,19 +90,19 @@ class AsyncStream:
             One array, or a dict by output name where there are several: (T, ...), or (...) for one timestep.
 
         """
-        patience = self._context.patience(timeout)
+        loop, seconds = asyncio.get_running_loop(), self._context.timeout if timeout is None else timeout
+        until = loop.time() + seconds
         dispatch, layer = self._opened or await self._open(timeout)
-        chunk, loop = layer.lay(x), asyncio.get_running_loop()
+        chunk = layer.lay(x)
         while dispatch.full:
             try:
-                async with asyncio.timeout(patience.left):
+                async with asyncio.timeout_at(until):
                     await dispatch.stir()
             except TimeoutError:
                 raise DeadlineExceeded(_OUT_OF_TIME) from None
         future: asyncio.Future[Outputs] = loop.create_future()
-        left = patience.left
-        asked = Asked(session_id, chunk, left, partial(_fulfil, future), {})
-        timer = loop.call_later(left + _GRACE_SECONDS, _fulfil, future, asked, DeadlineExceeded(_OUT_OF_TIME))
+        asked = Asked(session_id, chunk, seconds, partial(_fulfil, future), _NOTHING)
+        timer = loop.call_at(until + _GRACE_SECONDS, _fulfil, future, asked, None)
         dispatch.put(asked)
         try:
             return await future
@@ -196,10 +197,13 @@ class AsyncStream:
         return self._opened
 
 
-def _fulfil(future: asyncio.Future[Outputs], _: Asked, answer: Answer) -> bool:
+def _fulfil(future: asyncio.Future[Outputs], _: Asked, answer: Answer | None) -> bool:
+    """Tell the one who waits; None: time ran out."""
     if future.done():
         return False
-    if isinstance(answer, Exception):
+    if answer is None:
+        future.set_exception(DeadlineExceeded(_OUT_OF_TIME))
+    elif isinstance(answer, Exception):
         future.set_exception(answer)
     else:
         future.set_result(answer)
