@@ -384,9 +384,12 @@ class Engine:
         batch, states, (outputs, told) = outcome.batch, outcome.step.states, outcome.told()
         if batch.head.stateless:
             self._answer(batch, outputs, told, self.slots.headers[batch.slots])
-        elif not batch.head.commit:
+            return
+        if not batch.head.commit:
             self._commits.hold(batch, outputs, told, outcome.rebased)
-        elif at_once:
+            return
+        self._metrics.count_operations(_METRIC_KINDS[batch.head.kind], len(batch))
+        if at_once:
             self._runner.scatter(batch.slots, states)
             before = self.slots.headers[batch.slots]
             headers = advanced(before, batch, outcome.rebased, now_ms=int(self._clock.time() * 1000))
