@@ -113,7 +113,7 @@ class Commits:
         if kind is Kind.END:
             state = state[:, :0]
         told = {"batch": batch, "epochs": batch.epochs, "outputs": outputs, "states": states}
-        self._send(slots, new, state, kept, mine, **told)
+        self._send(slots, new, state, kept, mine, now_ms=now_ms, **told)
         return mine
 
     def checkpoint(self, slots: Array, state: Array, kept: Array, *, mine: NDArray[np.bool_]) -> Flight:
@@ -124,12 +124,13 @@ class Commits:
             kept: (N, R) uint8, the packed replies of their last operations.
             mine: (N,) bool, which of them this replica still owns then.
         """
-        return self._send(slots, self._slots.headers[slots], state, kept, mine, epochs=self._slots.epoch[slots])
+        headers, now_ms = self._slots.headers[slots], int(self._clock.time() * 1000)
+        return self._send(slots, headers, state, kept, mine, now_ms=now_ms, epochs=self._slots.epoch[slots])
 
     def _send(
-        self, slots: Array, new: Array, state: Array, kept: Array, mine: NDArray[np.bool_], **more: Any
+        self, slots: Array, new: Array, state: Array, kept: Array, mine: NDArray[np.bool_], *, now_ms: int, **more: Any
     ) -> Flight:
-        now_ms, ttl_ms, expected = int(self._clock.time() * 1000), self._slots.ttl_ms[slots], self._slots.stored[slots]
+        ttl_ms, expected = self._slots.ttl_ms[slots], self._slots.stored[slots]
         new["commit"] = np.frombuffer(os.urandom(16 * len(slots)), "<u8").reshape(-1, 2)
         new["expire_ms"] = now_ms + ttl_ms
         self._ownership.mark(new, mine, now_ms)
