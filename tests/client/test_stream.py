@@ -226,6 +226,27 @@ async def test_predicts_of_a_stream_apply_once(
     np.testing.assert_allclose([found[name] for name in ids], expected, **CLOSE)
 
 
+@pytest.mark.parametrize("seed", range(6))
+async def test_many_frames_on_their_way_over_a_stream_that_breaks_all_the_time(
+    aclient: AsyncClient, faulty: Faulty, ids: list[str], seed: int
+) -> None:
+    rng, xs = np.random.default_rng(seed), draw(40)
+    faulty.script.extend(rng.choice(list("x<.."), 60).tolist())
+
+    async def one(name: str, x: np.ndarray) -> np.ndarray:
+        ys = []
+        for step in x:
+            await asyncio.sleep(rng.random() / 500)
+            ys.append(await stream.predict(name, step))
+            if rng.random() < 0.02:
+                faulty.cut_after = int(rng.integers(3))
+        return np.stack(ys)
+
+    async with aclient.stream("lstm", linger=0) as stream:
+        ys = await asyncio.gather(*map(one, ids, xs))
+    np.testing.assert_allclose(ys, whole(xs), **CLOSE)
+
+
 async def test_asking_again_after_time_ran_out_is_a_retry(aclient: AsyncClient, faulty: Faulty, ids: list[str]) -> None:
     xs, ys = draw(), []
     async with aclient.stream("lstm") as stream:

@@ -150,7 +150,7 @@ class Dispatch:
             rows = self._roster.admit([asked.session for asked in going], self.now())
         except RecurraError as error:
             if not self._secure(exposure.any()):
-                self._clear(0)
+                self._clear(len(going))
                 self._answer_all(going, error)
             return
         self._clear(len(going))

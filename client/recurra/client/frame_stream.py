@@ -67,6 +67,8 @@ class FrameStream:
         async with self._writing:
             stream = self._stream or self._open()
             await self._bind(stream, np.frombuffer(frame.handles, "<u4"), timeout)
+            if stream is not self._stream:
+                raise Unreachable("the stream broke meanwhile; safe to retry")
             self._tag += 1
             frame.tag, result = self._tag, asyncio.get_running_loop().create_future()
             self._awaited[self._tag] = result
@@ -97,12 +99,7 @@ class FrameStream:
         self._bound, self._leaving = np.zeros(MAX_HANDLES, bool), set()
         return self._stream
 
-    async def _bind(
-        self,
-        stream: _Call,
-        handles: NDArray[np.uint32],
-        timeout: float,
-    ) -> None:
+    async def _bind(self, stream: _Call, handles: NDArray[np.uint32], timeout: float) -> None:
         await self._unbind(stream, timeout)
         new = handles[~self._bound[handles]].tolist()
         if new:

@@ -109,6 +109,11 @@ class GrpcStream(Generic[Q, A]):
         except TimeoutError:
             self._call.cancel()
             raise DeadlineExceeded(f"no answer within {timeout:.3g} s; safe to retry") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and not task.cancelling():  # the stream was, by another task
+                raise Unreachable("the stream was given up; safe to retry") from None
+            raise
         except aio.AioRpcError as error:
             raise translate(error) from None
         except asyncio.InvalidStateError:
