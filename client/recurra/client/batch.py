@@ -18,6 +18,7 @@ from recurra.client.chunk import Prediction, both, to_states
 from recurra.client.columns import Gathering, to_columns
 from recurra.client.crew import Crew, same_error
 from recurra.client.delivery import Context
+from recurra.client.exposure import HALF
 from recurra.client.frame_stream import MAX_HANDLES
 from recurra.client.frames import columns
 from recurra.client.rows import CALLS_AT_ONCE, BatchError
@@ -118,9 +119,9 @@ class AsyncBatch:
             patience = self._context.patience(timeout)
             frame = columns(given.tensors(), options, given.lengths)
             async with self._turn:
-                exposed = np.setdiff1d(self._crew.exposure.longest(), given.rows)  # those are committed by this
-                if len(exposed):
-                    await self._crew.secure(exposed, patience)
+                exposure = self._crew.exposure
+                if exposure.due():  # those of this are committed by it
+                    await self._crew.secure(np.setdiff1d(exposure.older(HALF), given.rows), patience)
                 errors = await together.predict(self._crew, frame, given.rows, gathered, patience)
         outputs = gathered.as_given(given)
         self._raise(errors, outputs, len(given.rows))

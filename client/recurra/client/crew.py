@@ -200,16 +200,23 @@ class Crew:
                     self.apart[row] = False
 
     async def secure(self, rows: Rows, patience: Patience) -> dict[int, RecurraError]:
-        """Have the store hold all that was acknowledged of some rows, none of which is on its way.
+        """Have the store hold all that was acknowledged of some rows. Returns why rows failed.
 
-        Returns why rows failed.
+        What comes meanwhile of a row has the last word; where somebody else wrote it, its next operation tells.
         """
         ways = {row: self.way(row) for row in rows[~self.apart[rows]].tolist()}
-        courses = {row: restore(way.history) for row, way in ways.items()}
-        outcomes = await drive(self.frames, ways, courses, patience, {})
-        for row, way in ways.items():
-            self.note(row, way.history.last, way.history.standing, ended=way.history.ended)
-        return {row: outcome for row, outcome in outcomes.items() if isinstance(outcome, RecurraError)}
+        outcomes = await drive(
+            self.frames, ways, {row: restore(way.history) for row, way in ways.items()}, patience, {}
+        )
+        errors: dict[int, RecurraError] = {}
+        for row, outcome in outcomes.items():
+            if isinstance(outcome, RecurraError):
+                errors[row] = outcome
+                if not outcome.retryable:
+                    self.exposure.told(np.array([row]), durable=np.array([True]))
+            elif self.last[row].tobytes() == ways[row].history.last:
+                self.note(row, ways[row].history.last, ways[row].history.standing)
+        return errors
 
     def forget(self, row: int) -> None:
         """Drop what the row's own history did not settle."""

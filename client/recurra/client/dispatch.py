@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from typing import Final
 
-import numpy as np
-
 from recurra.client import together
 from recurra.client.crew import Crew, Rows
 from recurra.client.delivery import Context
+from recurra.client.exposure import HALF, LATE
 from recurra.client.frame_stream import MAX_HANDLES
 from recurra.client.lines import Lines
 from recurra.client.linger import Linger
@@ -27,6 +26,7 @@ _MAX_BYTES: Final = 32 << 20
 _MAX_ROWS: Final = 1024  # of a frame
 _MAX_FRAME_BYTES: Final = 4 << 20
 _MAX_FRAMES: Final = 8  # on their way
+_SECURED_AT_ONCE: Final = 256
 
 
 class Dispatch:
@@ -58,6 +58,7 @@ class Dispatch:
         self._stirred: asyncio.Future[None] | None = None
         self._unbinding: asyncio.Task[None] | None = None
         self._securing: asyncio.Task[dict[int, RecurraError]] | None = None
+        self._late = False
 
     @property
     def full(self) -> bool:
@@ -132,7 +133,7 @@ class Dispatch:
 
     def _look(self) -> None:
         self._looking = None
-        if not self._ready or len(self._frames) >= _MAX_FRAMES or self._securing:
+        if not self._ready or len(self._frames) >= _MAX_FRAMES:
             return  # looked again when a frame is answered
         full = len(self._ready) >= _MAX_ROWS or self._ready_bytes >= _MAX_FRAME_BYTES
         left = 0.0 if full else self._linger.left(self.now())
@@ -143,13 +144,13 @@ class Dispatch:
 
     def _send(self) -> None:
         """Send what waits, in as many frames as it takes: those that open sessions apart from the others."""
-        exposure, going = self._crew.exposure, [asked for asked in self._ready if asked.answer is not None]
-        if self._secure(exposure.longest()):
+        if self._pressed():
             return
+        going = [asked for asked in self._ready if asked.answer is not None]
         try:
             rows = self._roster.admit([asked.session for asked in going], self.now())
         except RecurraError as error:
-            if not self._secure(exposure.any()):
+            if not self._secure(self._crew.exposure.any(self._roster.oldest(_SECURED_AT_ONCE))):
                 self._clear(len(going))
                 self._answer_all(going, error)
             return
@@ -174,18 +175,32 @@ class Dispatch:
                 self._lines.drop(asked)
         self.stirring()
 
-    def _secure(self, rows: Rows) -> bool:
-        """Have the store hold all of those rows that have nothing on their way. Nothing is sent until it does."""
-        idle = self._roster.idle(rows)
-        if len(idle) and self._securing is None:
-            self._securing = asyncio.create_task(self._crew.secure(idle, self._context.patience(None)))
-            self._securing.add_done_callback(self._secured)
-        return len(idle) > 0
+    def _pressed(self) -> bool:
+        """Whether the window might forget what the store does not hold, of sessions that rest; those that go are
+        committed. Then nothing is sent until it does.
+        """
+        exposure = self._crew.exposure
+        if not (self._late or exposure.due()):
+            return False
+        self._secure(self._roster.idle(exposure.older(HALF)))
+        self._late = len(self._roster.idle(exposure.older(LATE))) > 0
+        return self._late
 
-    def _secured(self, _: asyncio.Task[dict[int, RecurraError]]) -> None:
+    def _secure(self, rows: Rows) -> bool:
+        """Have the store hold all of these rows, some at a time; `_look` again then."""
+        if len(rows) and self._securing is None:
+            work = self._crew.secure(rows[:_SECURED_AT_ONCE], self._context.patience(None))
+            self._securing = asyncio.create_task(work)
+            self._securing.add_done_callback(self._secured)
+        return len(rows) > 0
+
+    def _secured(self, done: asyncio.Task[dict[int, RecurraError]]) -> None:
         self._securing = None
-        self.stirring()
-        self._look_again(0)
+        if not done.cancelled():
+            if not done.result():
+                self._secure(self._roster.idle(self._crew.exposure.older(HALF)))
+            self.stirring()
+            self._look_again(0)
 
     def _done(self, frame: asyncio.Task[None]) -> None:
         self._frames.discard(frame)
@@ -234,10 +249,7 @@ class Dispatch:
     def sweep(self) -> None:
         """Free the handles of sessions that are not used; as long as any is bound, every so often."""
         frames, self._sweeping = self._crew.frames, None
-        unused = self._roster.unused(self.now())
-        exposed = self._crew.exposure.any(unused)
-        self._secure(exposed)
-        frames.leave(np.setdiff1d(unused, exposed))
+        frames.leave(self._roster.unused(self.now()))
         self._unbinding = asyncio.create_task(frames.unbind(timeout=self._context.timeout))
         if frames.bound:
             self._sweeping = asyncio.get_running_loop().call_later(IDLE_SECONDS, self.sweep)

@@ -11,6 +11,8 @@ from recurra.client.window import Window
 
 Rows = NDArray[np.int64]
 
+HALF: Final = 0.5
+LATE: Final = 0.875  # of the window: beyond, it might forget what is needed
 _COVERED: Final = np.iinfo(np.int64).max
 
 
@@ -27,21 +29,29 @@ class Exposure:
         self._since[rows] = np.where(durable, _COVERED, np.minimum(self._since[rows], self._window.ever))
 
     def long(self, rows: Rows) -> bool:
-        """Whether the window has taken half of what it holds since one of the rows was durable: then commit it."""
-        return bool((self._since[rows] < self._window.ever - self._window.limit // 2).any())
+        """Whether one of the rows has been exposed for half of the window: their next operations are committed."""
+        return bool((self._since[rows] < self._before(HALF)).any())
 
-    def longest(self) -> Rows:
-        """The rows whose inputs are about to be forgotten. Asked often, it looks now and then."""
-        if self._window.ever - self._looked < self._window.limit // 8:
-            return np.zeros(0, np.int64)
+    def due(self) -> bool:
+        """Whether it is time to look who has been exposed for long: after each sixteenth of the window."""
+        if self._window.ever - self._looked < self._window.limit // 16:
+            return False
         self._looked = self._window.ever
-        return np.flatnonzero(self._since < self._window.ever - 5 * (self._window.limit // 8))
+        return True
 
-    def covered(self, row: int) -> bool:
-        """Whether the store holds all of a row."""
-        return bool(self._since[row] == _COVERED)
+    def older(self, share: float) -> Rows:
+        """The rows that have been exposed for such a share of the window, the oldest first."""
+        rows = np.flatnonzero(self._since < self._before(share))
+        return rows[np.argsort(self._since[rows], kind="stable")]
 
     def any(self, rows: Rows | None = None) -> Rows:
         """The rows, or those of some, of which the store does not hold all."""
         exposed = np.flatnonzero(self._since < _COVERED)
         return exposed if rows is None else np.intersect1d(exposed, rows)
+
+    def covered(self, row: int) -> bool:
+        """Whether the store holds all of a row."""
+        return bool(self._since[row] == _COVERED)
+
+    def _before(self, share: float) -> int:
+        return self._window.ever - int(share * self._window.limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -46,6 +47,11 @@ class Roster:
     def idle(self, rows: Rows) -> Rows:
         """Those of some rows whose sessions have nothing on their way."""
         return np.array([row for row in rows.tolist() if not self._busy(self._names[row])], np.int64)
+
+    def oldest(self, count: int) -> Rows:
+        """Some rows that were not used for the longest time."""
+        rows = (row for session, row in self._rows.items() if not self._busy(session))
+        return np.fromiter(islice(rows, count), np.int64)
 
     def unused(self, now: float) -> Rows:
         """The rows that were not used for some time."""
