@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
+from functools import partial
 from typing import Final
 
 from recurra.client import together
@@ -188,17 +189,18 @@ class Dispatch:
 
     def _secure(self, rows: Rows) -> bool:
         """Have the store hold all of these rows, some at a time; `_look` again then."""
-        if len(rows) and self._securing is None:
-            work = self._crew.secure(rows[:_SECURED_AT_ONCE], self._context.patience(None))
-            self._securing = asyncio.create_task(work)
-            self._securing.add_done_callback(self._secured)
-        return len(rows) > 0
+        some = rows[:_SECURED_AT_ONCE]
+        if len(some) and self._securing is None:
+            self._securing = asyncio.create_task(self._crew.secure(some, self._context.patience(None)))
+            self._securing.add_done_callback(partial(self._secured, some))
+        return len(some) > 0
 
-    def _secured(self, done: asyncio.Task[dict[int, RecurraError]]) -> None:
-        self._securing = None
+    def _secured(self, rows: Rows, done: asyncio.Task[dict[int, RecurraError]]) -> None:
+        self._securing, exposure = None, self._crew.exposure
         if not done.cancelled():
-            if not done.result():
-                self._secure(self._roster.idle(self._crew.exposure.older(HALF)))
+            done.result()
+            if not len(exposure.any(rows)):
+                self._secure(self._roster.idle(exposure.older(HALF)))
             self.stirring()
             self._look_again(0)
 

@@ -45,8 +45,9 @@ class Roster:
         return rows
 
     def idle(self, rows: Rows) -> Rows:
-        """Those of some rows whose sessions have nothing on their way."""
-        return np.array([row for row in rows.tolist() if not self._busy(self._names[row])], np.int64)
+        """Those of some rows whose sessions have nothing on their way, and nothing of which the fate is not known."""
+        settled = rows[~self._crew.apart[rows]]
+        return np.array([row for row in settled.tolist() if not self._busy(self._names[row])], np.int64)
 
     def oldest(self, count: int) -> Rows:
         """Some rows that were not used for the longest time."""
