@@ -41,7 +41,7 @@ class Checkpoints:
     @property
     def late(self) -> bool:
         """Whether the store is so far behind that nothing more may be acknowledged before it has it."""
-        while self._flying and self._flying[0].answer.done():
+        while self._flying and self._flying[0].landed:
             self._flying.popleft()
         sent = self._flying[0].started if self._flying else np.inf
         return self._clock.monotonic() - sent > _LATE_INTERVALS * self._interval
@@ -118,7 +118,7 @@ class Checkpoints:
     async def _write(self, chosen: Array, *, release: bool = False) -> None:
         for at in range(0, len(chosen), _ROWS):
             while len(self._flying) >= _FLIGHTS:
-                await asyncio.wait([self._flying.popleft().answer])
+                await self._commits.landed(self._flying.popleft())
             some = chosen[at : at + _ROWS]
             for slots, kept in self._packed(some[self._slots.owned[some]]):  # some were written, or lost, meanwhile
                 state = self._runner.to_bytes(self._runner.gather(slots))
