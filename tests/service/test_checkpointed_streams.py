@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from recurra.client import AsyncClient, Client, Diverged, RecurraError
+from recurra.client.grpc_channel import GrpcChannel
+from tests.client.faulty import Faulty
 from tests.conftest import StartServer
 from tests.service.caller import Caller
 from tests.service.processes import ServerProcess, ValkeyProcess
@@ -122,6 +124,23 @@ def test_the_window_forgets_nothing_that_is_not_durable(replicas: list[ServerPro
         steps(range(K // 2), 90, T)
         steps(range(K // 2, K), 5, T)
         np.testing.assert_allclose([ys[name] for name in NAMES], WHOLE, **CLOSE)
+
+
+async def test_an_operation_in_doubt_does_not_hold_up_the_others(replicas: list[ServerProcess]) -> None:
+    faulty = Faulty(GrpcChannel(replicas[0].address))
+    async with (
+        AsyncClient(channels=[faulty], window_bytes=40_000) as client,
+        client.stream("lstm", durability="checkpointed") as stream,
+    ):
+        for t in range(5):
+            await asyncio.gather(*map(stream.predict, NAMES, XS[:, t]))
+        faulty.script.extend("<" * 40)
+        with pytest.raises(RecurraError):
+            await stream.predict(NAMES[0], XS[0, 5], timeout=0.1)
+        faulty.script.clear()
+        found = [await asyncio.gather(*map(stream.predict, NAMES[1:], XS[1:, t])) for t in range(5, 105)]
+        np.testing.assert_allclose(np.stack(found, 1), WHOLE[1:, 5:105], **CLOSE)
+        np.testing.assert_allclose(await stream.predict(NAMES[0], XS[0, 5]), WHOLE[0, 5], **CLOSE)
 
 
 def test_a_batch_outlives_a_replica(replicas: list[ServerProcess]) -> None:

@@ -12,7 +12,6 @@ import os
 import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 from redis.asyncio import Redis
 
 from recurra.models import Model
+from recurra.server.engine.device import Device
 from recurra.server.engine.digest import salt
 from recurra.server.engine.engine import Engine, Limits
 from recurra.server.engine.operation import Block, Kind
@@ -89,8 +89,10 @@ class GatedStore:
         self._store = store
         self._asking, self._answering = asyncio.Lock(), asyncio.Lock()  # both are fair: what came first goes first
 
-    async def commit(self, *columns: Array) -> list[Any]:
-        return await self._pass("commit", self._store.commit, *columns)
+    def commit(self, *columns: Array) -> asyncio.Task[list[Any]]:
+        passing = asyncio.create_task(self._pass("commit", self._store.commit, *columns))
+        passing.add_done_callback(lambda done: done.cancelled() or done.exception())  # the engine may have stopped
+        return passing
 
     async def read(self, keys: Array) -> list[Any]:
         return await self._pass("read", self._store.read, keys)
@@ -321,8 +323,8 @@ class World:
             model = replace(model, max_batch=max_batch)
         store = RedisStore(url or self.url, timeout_seconds=PATIENCE, observe=lambda *_: None)
         self._stack.push_async_callback(store.close)
-        device = ThreadPoolExecutor(1)
-        self._stack.callback(device.shutdown)
+        device = Device()
+        self._stack.callback(device.close)
         runner = SlabRunner(
             model.signature, model.program, device, slots=slots + 1, ragged=model.ragged, start=model.start
         )

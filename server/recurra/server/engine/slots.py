@@ -40,6 +40,7 @@ class Slots:
         epoch: (slots,) counts how often what is in the slot was given up.
         read_at: (slots,) the engine's sequence number when what is in the slot was asked of the store; 0 once changed.
         uses: (slots,) how often the slot was given to another session: a (slot, uses) pair names a session.
+        given: how often any slot was given.
     """
 
     def __init__(self, count: int, prefix: bytes) -> None:
@@ -47,6 +48,7 @@ class Slots:
         count += 1
         self.headers = np.zeros(count, record.HEADER)
         self.stored = np.zeros(count, record.HEADER)
+        self._header_words, self._stored_words = record.words(self.headers), record.words(self.stored)
         self.durable = np.zeros(count, np.uint64)
         self.owned = np.zeros(count, bool)
         self.dirty_at = np.full(count, np.inf)
@@ -62,6 +64,7 @@ class Slots:
         self.epoch = np.zeros(count, np.int64)
         self.read_at = np.zeros(count, np.int64)
         self.uses = np.zeros(count, np.int64)
+        self.given = 0
         self._used = np.zeros(count, np.int64)
         self._tick = 0
         self._prefix = prefix
@@ -89,6 +92,7 @@ class Slots:
         self.names[slot] = np.frombuffer(name.ljust(record.NAME_BYTES, b"\0"), np.uint8)
         self.read_at[slot] = 0
         self.uses[slot] += 1
+        self.given += 1
         self.touch(slot)
         return slot
 
@@ -129,11 +133,25 @@ class Slots:
 
     def install(self, slots: Array, headers: Array, asked: int) -> None:
         """The store was read: the sessions stand at `headers`, (N,) HEADER. `asked`: see read_at."""
-        record.put(self.headers, slots, headers)
-        record.put(self.stored, slots, headers)
+        self.stands(slots, headers, sent=True)
         self.read_at[slots] = asked
         self.durable[slots] = headers["position"]
         self.status[slots], self.ready[slots] = HOT, ~self.running[slots]
+
+    def heads(self, slots: Array) -> Array:
+        """(N,) HEADER, copied: where these sessions stand."""
+        return record.headers(self._header_words.take(slots, 0))
+
+    def expected(self, slots: Array) -> Array:
+        """(N,) HEADER, copied: what their records will hold once all that was sent is applied."""
+        return record.headers(self._stored_words.take(slots, 0))
+
+    def stands(self, slots: Array, headers: Array, *, sent: bool) -> None:
+        """These sessions stand at `headers` (N,) HEADER now; `sent`: the store has that, or will have."""
+        words = record.words(headers)
+        self._header_words[slots], self.read_at[slots] = words, 0
+        if sent:
+            self._stored_words[slots], self.dirty_at[slots] = words, np.inf
 
     def run_long(self, slots: Array, *, running: bool) -> None:
         """A long chunk of these sessions begins, or ends."""

@@ -77,25 +77,15 @@ def key(prefix: bytes, identity_: bytes) -> bytes:
     return prefix + b"{" + identity_.hex().encode() + b"}"
 
 
-def take(headers: Array, rows: Array) -> Array:
-    """Some of `headers`, copied: as words, because numpy copies a row of fields ten times slower."""
-    copied: Array = _as_words(headers).take(rows, 0).view(HEADER)[:, 0]
-    return copied
+def words(headers: Array) -> NDArray[np.uint64]:
+    """(N,) HEADER as (N, words), the same memory. numpy copies words ten times faster than rows of fields."""
+    return headers.view(np.uint64).reshape(len(headers), HEADER.itemsize // 8)
 
 
-def put(headers: Array, rows: Array, new: Array) -> None:
-    """Overwrite some of `headers`."""
-    _as_words(headers)[rows] = _as_words(new)
-
-
-def copy(headers: Array) -> Array:
-    """All of them, copied."""
-    copied: Array = _as_words(headers).copy().view(HEADER)[:, 0]
-    return copied
-
-
-def _as_words(headers: Array) -> Array:
-    return headers.view("<u8").reshape(len(headers), HEADER.itemsize // 8)
+def headers(words_: NDArray[np.uint64]) -> Array:
+    """The other way round."""
+    fields: Array = words_.view(HEADER)[:, 0]
+    return fields
 
 
 def pack(headers: Array, names: Array, state: Array, reply: Array) -> NDArray[np.uint8]:
