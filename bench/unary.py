@@ -1,0 +1,215 @@
+"""Where a unary call's CPU time goes: the same call, answered by ever more of the server, in one process.
+
+    python -m bench.unary [--callers N] [--seconds S] [--repeats R]
+
+echo is gRPC alone, with messages of the call's sizes; messages parses the request and writes a reply; api is the whole
+servicer over an engine that answers at once; then the whole server: stateless, commit = false, and committed.
+CPU microseconds a call by thread, from /proc; medians of interleaved repeats. Client and server share the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import grpc.aio
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from bench import models, processes
+from recurra import models as servable
+from recurra.server.api.errors import Guard
+from recurra.server.api.inference import Inference
+from recurra.server.app import running
+from recurra.server.engine.operation import Block
+from recurra.server.served import Served
+from recurra.server.settings import Settings
+from recurra.server.store import record
+from recurra.server.telemetry import Metrics
+from recurra.v1 import inference_pb2, session_pb2
+from recurra.wire.tensors import to_tensor
+
+_SERVICE: Final = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
+_PARTS: Final = ("echo", "messages", "api")
+_WHOLE: Final = ("stateless", "what if", "committed")
+_X: Final = np.random.default_rng(0).normal(size=(1, 64)).astype(np.float32)
+_Y: Final = np.zeros((1, 1, 16), np.float32)
+_REPLY: Final = inference_pb2.PredictResponse(
+    outputs=[to_tensor(_Y[0], "y")],
+    session=session_pb2.Session(
+        model="lstm", version="1", session="f" * 12, incarnation=os.urandom(16), last_id=os.urandom(16), position=1000
+    ),
+)
+Figures = dict[str, dict[str, list[float]]]
+_REPLY.session.update_time.GetCurrentTime()
+_REPLY.session.expire_time.GetCurrentTime()
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m bench.unary", description=__doc__)
+    parser.add_argument("--callers", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=2.0, help="how long each load runs")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--serve", nargs=2, metavar=("MODELS", "STORE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        asyncio.run(_serve(*options.serve))
+        return
+    figures: Figures = defaultdict(lambda: defaultdict(list))
+    console = Console(width=110)
+    with tempfile.TemporaryDirectory() as folder:
+        repository = models.repository(Path(folder) / "models", lstm=models.lstm())
+        with (
+            processes.store(Path(folder) / "store", append_only="everysec") as (url, store),
+            _server(str(repository), url) as (addresses, device, server),
+        ):
+            for name in (*_PARTS, *_WHOLE):
+                asyncio.run(_load(addresses, name, options.callers, 0.5))
+            for _ in track(range(options.repeats), "measuring", console=console):
+                for name in (*_PARTS, *_WHOLE):
+                    before = _threads(server, store, device)
+                    latencies = asyncio.run(_load(addresses, name, options.callers, options.seconds))
+                    after = _threads(server, store, device)
+                    for thread, used in after.items():
+                        figures[name][thread].append((used - before[thread]) / len(latencies))
+                    figures[name]["calls/s"].append(len(latencies) / options.seconds)
+                    figures[name]["p50 ms"].append(median(latencies) * 1e3)
+    console.print(_table(figures, options.callers))
+
+
+@contextmanager
+def _server(repository: str, url: str) -> Iterator[tuple[dict[str, str], int, int]]:
+    """Where each load goes, the id of the model's thread, and the server's."""
+    command = [sys.executable, "-m", "bench.unary", "--serve", repository, url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        parts, whole, device = process.stdout.readline().split()
+        yield {**dict.fromkeys(_PARTS, parts), **dict.fromkeys(_WHOLE, whole)}, int(device), process.pid
+
+
+def _threads(server: int, store: int, device: int) -> dict[str, float]:
+    """CPU microseconds of the server's threads and of the store so far."""
+    used = {"event loop": 0.0, "model": 0.0, "gRPC": 0.0, "store": processes.cpu_microseconds(store)}
+    for task in Path(f"/proc/{server}/task").iterdir():
+        name = {server: "event loop", device: "model"}.get(int(task.name), "gRPC")
+        used[name] += int((task / "schedstat").read_text().split()[0]) / 1e3
+    return used | {"server": sum(used.values()) - used["store"]}
+
+
+def _table(figures: Figures, callers: int) -> Table:
+    table = Table(title=f"CPU µs a unary call, {callers} callers (medians)")
+    columns = ("server", "event loop", "model", "gRPC", "store", "calls/s", "p50 ms")
+    for name in ("", "server", "x echo", *columns[1:]):
+        table.add_column(name, justify="left" if not name else "right")
+    middle = {name: {column: median(row[column]) for column in columns} for name, row in figures.items()}
+    for name, row in middle.items():
+        times = f"{row['server'] / middle['echo']['server']:.2f}"
+        spread = f"{row['server']:.0f} ({min(figures[name]['server']):.0f}-{max(figures[name]['server']):.0f})"
+        table.add_row(name, spread, times, *(f"{row[column]:,.1f}" for column in columns[1:]))
+    whole = middle["committed"]
+    table.caption = f"the service's part: {whole['server'] - whole['model'] - middle['echo']['server']:.0f} µs"
+    return table
+
+
+# ---- the client
+
+
+async def _load(addresses: dict[str, str], name: str, callers: int, seconds: float) -> list[float]:
+    """Each caller calls again as soon as it is answered. Answers seconds a call."""
+    prefix, until, latencies = os.urandom(4).hex(), time.perf_counter() + seconds, []
+    method = f"/bench/{name}" if name in ("echo", "messages") else f"/{_SERVICE.full_name}/Predict"
+    async with grpc.aio.insecure_channel(addresses[name]) as channel:
+        predict = channel.unary_unary(
+            method,
+            request_serializer=inference_pb2.PredictRequest.SerializeToString,
+            response_deserializer=inference_pb2.PredictResponse.FromString,
+        )
+
+        async def caller(index: int) -> None:
+            request = inference_pb2.PredictRequest(model="lstm", inputs=[to_tensor(_X)])
+            if name != "stateless":
+                request.session = f"{prefix}-{index:03}"
+            if name == "what if":
+                request.options.commit = False
+            last = b""
+            while (began := time.perf_counter()) < until:
+                new = os.urandom(16)
+                request.operation.CopyFrom(session_pb2.Operation(id=new, after=last))
+                await predict(request)
+                latencies.append(time.perf_counter() - began)
+                last = new if name == "committed" else b""
+
+        await asyncio.gather(*(caller(index) for index in range(callers)))
+    return latencies
+
+
+# ---- the server
+
+
+class _Instant:
+    """An engine that answers at once."""
+
+    def __init__(self, model: servable.Model) -> None:
+        self.model = model
+        self._headers = np.zeros(1, record.HEADER)
+
+    def slot(self, session: str) -> int:
+        return len(session)
+
+    def submit(self, block: Block) -> None:
+        block.answer(block.waiting, [_Y], [], self._headers)
+
+
+async def _serve(repository: str, store: str) -> None:
+    """The parts on one port, the whole server on another: prints both and the model's thread; ends with its input."""
+    flags = ["--models", repository, "--store", store, "--listen", "127.0.0.1:0", "--provider", "cpu"]
+    loop = asyncio.get_running_loop()
+    async with running(Settings.parse(flags, {}), loop.create_future()) as address:
+        model = servable.load(Path(repository) / "lstm", provider="cpu")
+        parts = grpc.aio.server()
+        parts.add_generic_rpc_handlers(_parts(model))
+        port = parts.add_insecure_port("127.0.0.1:0")
+        await parts.start()
+        await _load(dict.fromkeys(_WHOLE, address), "committed", 1, 0.2)
+        device = next(thread.native_id for thread in threading.enumerate() if thread.name.startswith("device"))
+        sys.stdout.write(f"127.0.0.1:{port} {address} {device}\n")
+        sys.stdout.flush()
+        await loop.run_in_executor(None, sys.stdin.read)
+        await parts.stop(0)
+
+
+def _parts(model: servable.Model) -> tuple[grpc.GenericRpcHandler, ...]:
+    reply = _REPLY.SerializeToString()
+    guard, inference = Guard(Metrics()), Inference(Served({"lstm": _Instant(model)}))  # type: ignore[dict-item]
+
+    async def echo(request: bytes, context: object) -> bytes:
+        del request, context
+        return reply
+
+    async def messages(request: bytes, context: object) -> bytes:
+        del context
+        inference_pb2.PredictRequest.FromString(request)
+        return _REPLY.SerializeToString()
+
+    each: dict[str, Callable[..., Any]] = {"echo": echo, "messages": messages}
+    methods = {name: grpc.unary_unary_rpc_method_handler(behaviour) for name, behaviour in each.items()}
+    return grpc.method_handlers_generic_handler("bench", methods), guard.handlers(_SERVICE, inference)
+
+
+if __name__ == "__main__":
+    main()
