@@ -31,7 +31,7 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.PredictRequest, context: Context
     ) -> inference_pb2.PredictResponse:
         engine = self._served.engine(request.model)
-        model, options = engine.model, request.options
+        model, options, name = engine.model, request.options, request.session
         if operations.checkpointed(options, "committed"):
             raise InvalidArgument("a call is committed before it is answered: checkpointed is for frames on a stream")
         arrays, timesteps = inputs.chunk(model.signature, request.inputs, None)
@@ -41,7 +41,7 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
                 array[:, steps] if spec.has_time_axis else array
                 for array, spec in zip(arrays, model.signature.inputs, strict=True)
             ]
-        slot = engine.slot(operations.session_name(request.session)) if request.session else 0
+        slot = engine.slot(operations.session_name(name)) if name else 0
         sequences = options.return_sequences if options.HasField("return_sequences") else True
         block = operations.block(
             engine,
@@ -60,7 +60,7 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
         await operations.done(engine, block)
         if steps is not None and sequences:
             block.outputs = _spread(model, block.outputs, steps, timesteps)
-        return _response(model, request.session, block)
+        return _response(model, name, block)
 
     async def StreamPredict(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override] # noqa: N802
         await FrameStream(self._served, context).serve(request_iterator)
