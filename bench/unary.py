@@ -12,17 +12,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import grpc.aio
 import numpy as np
@@ -76,44 +79,60 @@ def main() -> None:
         repository = models.repository(Path(folder) / "models", lstm=models.lstm())
         with (
             processes.store(Path(folder) / "store", append_only="everysec") as (url, store),
-            _server(str(repository), url) as (addresses, device, server),
+            _server(str(repository), url) as server,
         ):
             for name in (*_PARTS, *_WHOLE):
-                asyncio.run(_load(addresses, name, options.callers, 0.5))
+                asyncio.run(_load(server.addresses, name, options.callers, 0.5))
             for _ in track(range(options.repeats), "measuring", console=console):
                 for name in (*_PARTS, *_WHOLE):
-                    before = _threads(server, store, device)
-                    latencies = asyncio.run(_load(addresses, name, options.callers, options.seconds))
-                    after = _threads(server, store, device)
-                    for thread, used in after.items():
-                        figures[name][thread].append((used - before[thread]) / len(latencies))
+                    before = server.used() | {"store": processes.cpu_microseconds(store)}
+                    batches = server.batches()
+                    latencies = asyncio.run(_load(server.addresses, name, options.callers, options.seconds))
+                    after = server.used() | {"store": processes.cpu_microseconds(store)}
+                    for part, used in after.items():
+                        figures[name][part].append((used - before[part]) / len(latencies))
+                    figures[name]["a batch"].append(len(latencies) / max(1, server.batches() - batches))
                     figures[name]["calls/s"].append(len(latencies) / options.seconds)
                     figures[name]["p50 ms"].append(median(latencies) * 1e3)
     console.print(_table(figures, options.callers))
 
 
+class _Server(NamedTuple):
+    """Where each load goes, and what tells the server's figures."""
+
+    addresses: dict[str, str]
+    metrics: str
+    device: int
+    pid: int
+
+    def used(self) -> dict[str, float]:
+        """CPU microseconds by thread so far."""
+        used = {"event loop": 0.0, "model": 0.0, "gRPC": 0.0}
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            name = {self.pid: "event loop", self.device: "model"}.get(int(task.name), "gRPC")
+            with suppress(FileNotFoundError):  # a thread that answered for the metrics
+                used[name] += int((task / "schedstat").read_text().split()[0]) / 1e3
+        return used | {"server": sum(used.values())}
+
+    def batches(self) -> float:
+        """How many batches were run so far."""
+        with urllib.request.urlopen(f"http://{self.metrics}/metrics") as page:
+            return float(re.search(r'recurra_batch_size_count{model="lstm"} (\S+)', page.read().decode())[1])
+
+
 @contextmanager
-def _server(repository: str, url: str) -> Iterator[tuple[dict[str, str], int, int]]:
-    """Where each load goes, the id of the model's thread, and the server's."""
+def _server(repository: str, url: str) -> Iterator[_Server]:
     command = [sys.executable, "-m", "bench.unary", "--serve", repository, url]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        parts, whole, device = process.stdout.readline().split()
-        yield {**dict.fromkeys(_PARTS, parts), **dict.fromkeys(_WHOLE, whole)}, int(device), process.pid
-
-
-def _threads(server: int, store: int, device: int) -> dict[str, float]:
-    """CPU microseconds of the server's threads and of the store so far."""
-    used = {"event loop": 0.0, "model": 0.0, "gRPC": 0.0, "store": processes.cpu_microseconds(store)}
-    for task in Path(f"/proc/{server}/task").iterdir():
-        name = {server: "event loop", device: "model"}.get(int(task.name), "gRPC")
-        used[name] += int((task / "schedstat").read_text().split()[0]) / 1e3
-    return used | {"server": sum(used.values()) - used["store"]}
+        parts, whole, metrics, device = process.stdout.readline().split()
+        addresses = {**dict.fromkeys(_PARTS, parts), **dict.fromkeys(_WHOLE, whole)}
+        yield _Server(addresses, metrics, int(device), process.pid)
 
 
 def _table(figures: Figures, callers: int) -> Table:
     table = Table(title=f"CPU µs a unary call, {callers} callers (medians)")
-    columns = ("server", "event loop", "model", "gRPC", "store", "calls/s", "p50 ms")
+    columns = ("server", "event loop", "model", "gRPC", "store", "a batch", "calls/s", "p50 ms")
     for name in ("", "server", "x echo", *columns[1:]):
         table.add_column(name, justify="left" if not name else "right")
     middle = {name: {column: median(row[column]) for column in columns} for name, row in figures.items()}
@@ -176,10 +195,12 @@ class _Instant:
 
 
 async def _serve(repository: str, store: str) -> None:
-    """The parts on one port, the whole server on another: prints both and the model's thread; ends with its input."""
+    """The parts on one port, the whole server on another: prints where, and the model's thread; ends with its input."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        metrics = f"127.0.0.1:{free.getsockname()[1]}"
     flags = ["--models", repository, "--store", store, "--listen", "127.0.0.1:0", "--provider", "cpu"]
     loop = asyncio.get_running_loop()
-    async with running(Settings.parse(flags, {}), loop.create_future()) as address:
+    async with running(Settings.parse([*flags, "--metrics", metrics], {}), loop.create_future()) as address:
         model = servable.load(Path(repository) / "lstm", provider="cpu")
         parts = grpc.aio.server()
         parts.add_generic_rpc_handlers(_parts(model))
@@ -187,7 +208,7 @@ async def _serve(repository: str, store: str) -> None:
         await parts.start()
         await _load(dict.fromkeys(_WHOLE, address), "committed", 1, 0.2)
         device = next(thread.native_id for thread in threading.enumerate() if thread.name.startswith("device"))
-        sys.stdout.write(f"127.0.0.1:{port} {address} {device}\n")
+        sys.stdout.write(f"127.0.0.1:{port} {address} {metrics} {device}\n")
         sys.stdout.flush()
         await loop.run_in_executor(None, sys.stdin.read)
         await parts.stop(0)
