@@ -1,10 +1,11 @@
 """Where a unary call's CPU time goes: the same call, answered by ever more of the server, in one process.
 
-    python -m bench.unary [--callers N] [--seconds S] [--repeats R]
+    python -m bench.unary [--callers N] [--seconds S] [--repeats R] [--transports grpc native]
 
 echo is gRPC alone, with messages of the call's sizes; messages parses the request and writes a reply; api is the whole
 servicer over an engine that answers at once; then the whole server: stateless, commit = false, and committed.
-CPU microseconds a call by thread, from /proc; medians of interleaved repeats. Client and server share the machine.
+CPU microseconds a call by thread, from /proc; medians of interleaved repeats; "its own" is all but the echo and the
+model. Client and server share the machine.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any, Final, NamedTuple
@@ -37,7 +38,7 @@ from bench import models, processes
 from recurra import models as servable
 from recurra.server.api.errors import Guard
 from recurra.server.api.inference import Inference
-from recurra.server.app import running
+from recurra.server.app import running, transport
 from recurra.server.engine.operation import Block
 from recurra.server.served import Served
 from recurra.server.settings import Settings
@@ -68,33 +69,36 @@ def main() -> None:
     parser.add_argument("--callers", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=2.0, help="how long each load runs")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--serve", nargs=2, metavar=("MODELS", "STORE"), help=argparse.SUPPRESS)
+    parser.add_argument("--transports", nargs="+", default=["grpc", "native"])
+    parser.add_argument("--serve", nargs=3, metavar=("MODELS", "STORE", "TRANSPORT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         asyncio.run(_serve(*options.serve))
         return
     figures: Figures = defaultdict(lambda: defaultdict(list))
-    console = Console(width=110)
-    with tempfile.TemporaryDirectory() as folder:
-        repository = models.repository(Path(folder) / "models", lstm=models.lstm())
-        with (
-            processes.store(Path(folder) / "store", append_only="everysec") as (url, store),
-            _server(str(repository), url) as server,
-        ):
-            for name in (*_PARTS, *_WHOLE):
-                asyncio.run(_load(server.addresses, name, options.callers, 0.5))
-            for _ in track(range(options.repeats), "measuring", console=console):
+    console = Console(width=120)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        repository = models.repository(folder / "models", lstm=models.lstm())
+        url, store = stack.enter_context(processes.store(folder / "store", append_only="everysec"))
+        servers = {name: stack.enter_context(_server(str(repository), url, name)) for name in options.transports}
+        for repeat in track(range(1 + options.repeats), "measuring", console=console):
+            for transport_, server in servers.items():
                 for name in (*_PARTS, *_WHOLE):
-                    before = server.used() | {"store": processes.cpu_microseconds(store)}
-                    batches = server.batches()
-                    latencies = asyncio.run(_load(server.addresses, name, options.callers, options.seconds))
-                    after = server.used() | {"store": processes.cpu_microseconds(store)}
-                    for part, used in after.items():
-                        figures[name][part].append((used - before[part]) / len(latencies))
-                    figures[name]["a batch"].append(len(latencies) / max(1, server.batches() - batches))
-                    figures[name]["calls/s"].append(len(latencies) / options.seconds)
-                    figures[name]["p50 ms"].append(median(latencies) * 1e3)
+                    row = figures[f"{transport_} {name}"] if repeat else defaultdict(list)  # the first warms up
+                    _measure(row, server, store, name, options)
     console.print(_table(figures, options.callers))
+
+
+def _measure(row: dict[str, list[float]], server: _Server, store: int, name: str, options: argparse.Namespace) -> None:
+    before, batches = server.used() | {"store": processes.cpu_microseconds(store)}, server.batches()
+    latencies = asyncio.run(_load(server.addresses[name], name, options.callers, options.seconds))
+    after = server.used() | {"store": processes.cpu_microseconds(store)}
+    for part, used in after.items():
+        row[part].append((used - before[part]) / len(latencies))
+    row["a batch"].append(len(latencies) / max(1, server.batches() - batches) if name in _WHOLE else 0)
+    row["calls/s"].append(len(latencies) / options.seconds)
+    row["p50 ms"].append(median(latencies) * 1e3)
 
 
 class _Server(NamedTuple):
@@ -121,8 +125,8 @@ class _Server(NamedTuple):
 
 
 @contextmanager
-def _server(repository: str, url: str) -> Iterator[_Server]:
-    command = [sys.executable, "-m", "bench.unary", "--serve", repository, url]
+def _server(repository: str, url: str, transport_: str) -> Iterator[_Server]:
+    command = [sys.executable, "-m", "bench.unary", "--serve", repository, url, transport_]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         parts, whole, metrics, device = process.stdout.readline().split()
@@ -133,26 +137,25 @@ def _server(repository: str, url: str) -> Iterator[_Server]:
 def _table(figures: Figures, callers: int) -> Table:
     table = Table(title=f"CPU µs a unary call, {callers} callers (medians)")
     columns = ("server", "event loop", "model", "gRPC", "store", "a batch", "calls/s", "p50 ms")
-    for name in ("", "server", "x echo", *columns[1:]):
+    for name in ("", "server", "x echo", "its own", *columns[1:]):
         table.add_column(name, justify="left" if not name else "right")
     middle = {name: {column: median(row[column]) for column in columns} for name, row in figures.items()}
     for name, row in middle.items():
-        times = f"{row['server'] / middle['echo']['server']:.2f}"
         spread = f"{row['server']:.0f} ({min(figures[name]['server']):.0f}-{max(figures[name]['server']):.0f})"
-        table.add_row(name, spread, times, *(f"{row[column]:,.1f}" for column in columns[1:]))
-    whole = middle["committed"]
-    table.caption = f"the service's part: {whole['server'] - whole['model'] - middle['echo']['server']:.0f} µs"
+        echo = middle[f"{name.split()[0]} echo"]["server"]
+        own = f"{row['server'] - row['model'] - echo:.0f}"
+        table.add_row(name, spread, f"{row['server'] / echo:.2f}", own, *(f"{row[c]:,.1f}" for c in columns[1:]))
     return table
 
 
 # ---- the client
 
 
-async def _load(addresses: dict[str, str], name: str, callers: int, seconds: float) -> list[float]:
+async def _load(address: str, name: str, callers: int, seconds: float) -> list[float]:
     """Each caller calls again as soon as it is answered. Answers seconds a call."""
     prefix, until, latencies = os.urandom(4).hex(), time.perf_counter() + seconds, []
     method = f"/bench/{name}" if name in ("echo", "messages") else f"/{_SERVICE.full_name}/Predict"
-    async with grpc.aio.insecure_channel(addresses[name]) as channel:
+    async with grpc.aio.insecure_channel(address) as channel:
         predict = channel.unary_unary(
             method,
             request_serializer=inference_pb2.PredictRequest.SerializeToString,
@@ -194,19 +197,21 @@ class _Instant:
         block.answer(block.waiting, [_Y], [], self._headers)
 
 
-async def _serve(repository: str, store: str) -> None:
+async def _serve(repository: str, store: str, transport_: str) -> None:
     """The parts on one port, the whole server on another: prints where, and the model's thread; ends with its input."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         metrics = f"127.0.0.1:{free.getsockname()[1]}"
     flags = ["--models", repository, "--store", store, "--listen", "127.0.0.1:0", "--provider", "cpu"]
+    settings = Settings.parse([*flags, "--metrics", metrics, "--transport", transport_], {})
     loop = asyncio.get_running_loop()
-    async with running(Settings.parse([*flags, "--metrics", metrics], {}), loop.create_future()) as address:
+    async with running(settings, loop.create_future()) as address:
         model = servable.load(Path(repository) / "lstm", provider="cpu")
-        parts = grpc.aio.server()
-        parts.add_generic_rpc_handlers(_parts(model))
+        parts = transport(settings.transport)()
+        for service, handlers in _parts(model).items():
+            parts.add_registered_method_handlers(service, handlers)
         port = parts.add_insecure_port("127.0.0.1:0")
         await parts.start()
-        await _load(dict.fromkeys(_WHOLE, address), "committed", 1, 0.2)
+        await _load(address, "committed", 1, 0.2)
         device = next(thread.native_id for thread in threading.enumerate() if thread.name.startswith("device"))
         sys.stdout.write(f"127.0.0.1:{port} {address} {metrics} {device}\n")
         sys.stdout.flush()
@@ -214,7 +219,8 @@ async def _serve(repository: str, store: str) -> None:
         await parts.stop(0)
 
 
-def _parts(model: servable.Model) -> tuple[grpc.GenericRpcHandler, ...]:
+def _parts(model: servable.Model) -> dict[str, dict[str, Any]]:
+    """The handlers of what is part of the server, by service and method."""
     reply = _REPLY.SerializeToString()
     guard, inference = Guard(Metrics()), Inference(Served({"lstm": _Instant(model)}))  # type: ignore[dict-item]
 
@@ -229,7 +235,7 @@ def _parts(model: servable.Model) -> tuple[grpc.GenericRpcHandler, ...]:
 
     each: dict[str, Callable[..., Any]] = {"echo": echo, "messages": messages}
     methods = {name: grpc.unary_unary_rpc_method_handler(behaviour) for name, behaviour in each.items()}
-    return grpc.method_handlers_generic_handler("bench", methods), guard.handlers(_SERVICE, inference)
+    return {"bench": methods, _SERVICE.full_name: guard.handlers(_SERVICE, inference)}
 
 
 if __name__ == "__main__":

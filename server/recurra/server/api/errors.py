@@ -27,10 +27,9 @@ class Guard:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
-    def handlers(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
-        """The handlers of a service's methods, which are the servicer's. An interceptor would cost every call more."""
-        each = {method.name: self._handler(method, getattr(servicer, method.name)) for method in service.methods}
-        return grpc.method_handlers_generic_handler(service.full_name, each)
+    def handlers(self, service: ServiceDescriptor, servicer: object) -> dict[str, Any]:
+        """By name the handlers of a service's methods, which are the servicer's. An interceptor would cost more."""
+        return {method.name: self._handler(method, getattr(servicer, method.name)) for method in service.methods}
 
     def _handler(self, method: MethodDescriptor, behaviour: Callable[..., Awaitable[Any]]) -> Any:
         """One coroutine around the servicer's: each is paid for by every call."""
