@@ -50,10 +50,17 @@ def dtype_of(code: tensor_pb2.DataType.ValueType) -> np.dtype[Any]:
 
 def to_tensor(array: Array, name: str = "") -> tensor_pb2.Tensor:
     """A message with `array`'s values (one copy). Raises InvalidArgument for an unsupported dtype."""
+    tensor = tensor_pb2.Tensor()
+    fill(tensor, array, name)
+    return tensor
+
+
+def fill(tensor: tensor_pb2.Tensor, array: Array, name: str) -> None:
+    """As to_tensor, into a message that is there, such as a part of another one."""
     code = code_of(array.dtype)
-    return tensor_pb2.Tensor(
-        name=name, dtype=code, shape=array.shape, data=array.astype(_DTYPES[code], copy=False).tobytes()
-    )
+    tensor.name, tensor.dtype = name, code
+    tensor.shape.extend(array.shape)
+    tensor.data = array.astype(_DTYPES[code], copy=False).tobytes()
 
 
 def to_array(tensor: tensor_pb2.Tensor) -> Array:

@@ -15,7 +15,7 @@ from recurra.server.engine.operation import Block, Kind
 from recurra.server.served import Served
 from recurra.v1 import inference_pb2, inference_pb2_grpc
 from recurra.wire.errors import InvalidArgument
-from recurra.wire.tensors import to_tensor
+from recurra.wire.tensors import fill
 
 Array = NDArray[Any]
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -67,16 +67,14 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
 
 
 def _response(model: Model, name: str, block: Block) -> inference_pb2.PredictResponse:
-    response = inference_pb2.PredictResponse(
-        outputs=[to_tensor(o[0], s.name) for o, s in zip(block.outputs, model.signature.outputs, strict=True)],
-        duplicate=bool(block.duplicates),
-    )
+    response = inference_pb2.PredictResponse(duplicate=bool(block.duplicates))
+    for output, spec in zip(block.outputs, model.signature.outputs, strict=True):
+        fill(response.outputs.add(), output[0], spec.name)
     if block.return_states:
-        response.states.extend(
-            to_tensor(state[0], spec.name) for state, spec in zip(block.states, model.signature.states, strict=True)
-        )
+        for state, owner in zip(block.states, model.signature.states, strict=True):
+            fill(response.states.add(), state[0], owner.name)
     if name and block.headers is not None:
-        response.session.CopyFrom(operations.session(model, name, block.headers[0]))
+        operations.stand(response.session, model, name, block.headers[0])
     return response
 
 

@@ -156,22 +156,22 @@ async def finished(engine: Engine, block_: Block) -> None:
         raise block_.errors[0]
 
 
-def session(model: Model, name: str, header: Array, *, created: bool | None = None) -> session_pb2.Session:
-    """Where a session stands: `header` is one HEADER row. `created` unset: as the header says of the last operation."""
+def session(model: Model, name: str, header: Array) -> session_pb2.Session:
+    """Where a session stands: `header` is one HEADER row."""
+    message = session_pb2.Session()
+    stand(message, model, name, header)
+    return message
+
+
+def stand(message: session_pb2.Session, model: Model, name: str, header: Array) -> None:
+    """As session, into a message that is there."""
     at = record.standing(header)
-    message = session_pb2.Session(
-        model=model.name,
-        version=model.version,
-        session=name,
-        incarnation=at.incarnation,
-        position=at.position,
-        durable_position=at.position,
-        last_id=at.id,
-        created=bool(at.flags & record.CREATED) if created is None else created,
-    )
+    message.model, message.version, message.session = model.name, model.version, name
+    message.incarnation, message.last_id = at.incarnation, at.id
+    message.position = message.durable_position = at.position
+    message.created = bool(at.flags & record.CREATED)
     set_ms(message.update_time, at.update_ms)
     set_ms(message.expire_time, at.expire_ms)
-    return message
 
 
 def wait_seconds(context: grpc.aio.ServicerContext[Any, Any]) -> float | None:
