@@ -76,7 +76,7 @@ def main() -> None:
         asyncio.run(_serve(*options.serve))
         return
     figures: Figures = defaultdict(lambda: defaultdict(list))
-    console = Console(width=120)
+    console = Console(width=130)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         repository = models.repository(folder / "models", lstm=models.lstm())
