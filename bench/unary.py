@@ -164,17 +164,19 @@ async def _load(address: str, name: str, callers: int, seconds: float) -> list[f
 
         async def caller(index: int) -> None:
             request = inference_pb2.PredictRequest(model="lstm", inputs=[to_tensor(_X)])
+            last = b""
             if name != "stateless":
                 request.session = f"{prefix}-{index:03}"
-            if name == "what if":
+            if name == "what if":  # one that names what it continues: others read the store first
+                request.operation.id = last = os.urandom(16)
+                await predict(request)
                 request.options.commit = False
-            last = b""
             while (began := time.perf_counter()) < until:
                 new = os.urandom(16)
                 request.operation.CopyFrom(session_pb2.Operation(id=new, after=last))
                 await predict(request)
                 latencies.append(time.perf_counter() - began)
-                last = new if name == "committed" else b""
+                last = new if name == "committed" else last
 
         await asyncio.gather(*(caller(index) for index in range(callers)))
     return latencies
