@@ -35,12 +35,13 @@ class Session:
         inputs, outputs: names in the graph's order.
         providers: the runtime's, in order of preference.
         nodes: how many nodes each provider got.
+        threads: that one run uses.
 
     """
 
-    def __init__(self, model: bytes, provider: str) -> None:
+    def __init__(self, model: bytes, provider: str, threads: int = 1) -> None:
         """Raises ModelRefused if the runtime refuses the graph, or `provider` is "cuda" and there is no GPU."""
-        options = _options()
+        options = _options(threads)
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         on_gpu = choose(provider) == "cuda"
         providers: list[Any] = [(_CUDA, _CUDA_OPTIONS), _CPU] if on_gpu else [_CPU]
@@ -52,6 +53,7 @@ class Session:
         self.outputs = tuple(value.name for value in self._session.get_outputs())
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self.nodes = self._placement()
+        self.threads = threads
 
     @property
     def on_gpu(self) -> bool:
@@ -110,10 +112,10 @@ def _gpu_failure() -> str:
     return "" if _CUDA in session.get_providers() else "the CUDA provider did not start"
 
 
-def _options() -> onnxruntime.SessionOptions:
+def _options(threads: int = 1) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     # Concurrency comes from models and replicas; threads that spin burn eight times the CPU.
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4
