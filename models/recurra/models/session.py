@@ -25,6 +25,7 @@ ERRORS: Final[tuple[type[Exception], ...]] = (
 PROVIDERS: Final = ("auto", "cuda", "cpu")
 _CUDA: Final = "CUDAExecutionProvider"
 _CPU: Final = "CPUExecutionProvider"
+_OUTLIER: Final = 8  # times the bytes of the run that follows
 _CUDA_OPTIONS: Final = {"use_tf32": "0"}  # parity with the CPU is promised
 
 
@@ -54,6 +55,7 @@ class Session:
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self.nodes = self._placement()
         self.threads = threads
+        self._largest = 0  # bytes fed to one run since the arena was shrunk
 
     @property
     def on_gpu(self) -> bool:
@@ -61,8 +63,14 @@ class Session:
         return _CUDA in self.providers
 
     def run(self, outputs: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:
-        """The named outputs. The runtime's exceptions, one of ERRORS, are the caller's."""
-        results: list[Array] = self._session.run(outputs, feed)
+        """The named outputs. The runtime's exceptions, one of ERRORS, are the caller's.
+
+        The arena keeps the memory of the largest run; the first run that is far smaller gives it back.
+        """
+        size = sum([array.nbytes for array in feed.values()])
+        shrink = size * _OUTLIER < self._largest and not self.on_gpu
+        self._largest = size if shrink else max(size, self._largest)
+        results: list[Array] = self._session.run(outputs, feed, _shrinking() if shrink else None)
         return results
 
     def _placement(self) -> dict[str, int]:
@@ -110,6 +118,13 @@ def _gpu_failure() -> str:
     finally:
         onnxruntime.set_default_logger_severity(2)
     return "" if _CUDA in session.get_providers() else "the CUDA provider did not start"
+
+
+@cache
+def _shrinking() -> onnxruntime.RunOptions:
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def _options(threads: int = 1) -> onnxruntime.SessionOptions:
