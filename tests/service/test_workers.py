@@ -20,9 +20,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from recurra.client import Client
+from recurra.v1 import inference_pb2
 from recurra.wire.errors import Draining, ModelUnavailable
 from tests.conftest import StartServer
-from tests.service.caller import Caller
+from tests.service.caller import Caller, frame
 from tests.service.processes import ServerProcess, ValkeyProcess, eventually
 from tests.service.zoo import CLOSE, MODELS
 
@@ -170,6 +171,24 @@ def test_workers_told_to_stop_answer_what_they_have_taken(start_server: StartSer
             applied = sum(reply.refused is None for reply in of_one)
             for name in names[at]:
                 assert caller.get("cell", name).position == 300 * applied
+
+
+def test_workers_told_to_stop_write_what_they_have_only_computed(start_server: StartServer, tmp_path: Path):
+    server = start_server(*TWO, "--checkpoint-seconds", "3600", data=tmp_path / "data")
+    x = np.stack([LSTM.draw(row, 5) for row in range(4)])
+    names = [[f"worker {at} row {row}" for row in range(4)] for at in range(2)]
+    with ExitStack() as stack:
+        for at, caller in enumerate(one_each(server, stack)):
+            stream = stack.enter_context(caller.stream("lstm", names[at]))
+            sent = frame(range(4), x)
+            sent.options.durability = inference_pb2.DURABILITY_CHECKPOINTED
+            stream.put(frame=sent)
+            reply = stream.reply()
+            assert (reply.positions, any(reply.raw.durable_positions)) == ([5] * 4, False)
+        assert server.stop() == 0
+    server.start()
+    with Caller(server.address) as caller:
+        assert [caller.get("lstm", name).position for of_one in names for name in of_one] == [5] * 8
 
 
 @pytest.mark.parametrize("suspended", [False, True])
