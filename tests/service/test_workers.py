@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -31,6 +31,16 @@ LSTM, CELL = MODELS["lstm"], MODELS["cell"]
 TWO = ("--workers", "2")
 IMPATIENT = ("--store-timeout-seconds", "0.5")
 ESTABLISHED = "01"
+
+
+@pytest.fixture(scope="module")
+def pair(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Two workers, for the tests that leave them as they were."""
+    process = ServerProcess(repository, tmp_path_factory.mktemp("data"), *TWO, "--cache", "off")
+    try:
+        yield process.start()
+    finally:
+        process.close()
 
 
 def workers(server: ServerProcess) -> dict[int, int]:
@@ -74,11 +84,11 @@ def one_each(server: ServerProcess, stack: ExitStack) -> list[Caller]:
     return [found[pid] for pid in pids]
 
 
-def test_sessions_that_change_the_worker_at_every_step_equal_the_oracle(start_server: StartServer):
-    server, rows, timesteps = start_server(*TWO), 6, 30
+def test_sessions_that_change_the_worker_at_every_step_equal_the_oracle(pair: ServerProcess):
+    rows, timesteps = 6, 30
     x = np.stack([LSTM.draw(row, timesteps) for row in range(rows)])
     with ExitStack() as stack:
-        callers = one_each(server, stack)
+        callers = one_each(pair, stack)
 
         def client(row: int) -> None:
             last, got = b"", []
@@ -100,18 +110,17 @@ def test_sessions_that_change_the_worker_at_every_step_equal_the_oracle(start_se
         np.testing.assert_allclose(got, np.stack([LSTM.whole(each) for each in x]), **CLOSE)
 
 
-def test_each_worker_is_a_whole_server_and_a_model_is_tried_once(start_server: StartServer):
-    server = start_server(*TWO, "--cache", "off")
+def test_each_worker_is_a_whole_server_and_a_model_is_tried_once(pair: ServerProcess):
     with ExitStack() as stack:
-        for caller in one_each(server, stack):
+        for caller in one_each(pair, stack):
             assert "recurra.v1.InferenceService" in ProtoReflectionDescriptorDatabase(caller.channel).get_services()
             health = health_pb2_grpc.HealthStub(caller.channel).Check(health_pb2.HealthCheckRequest())
             assert health.status == health_pb2.HealthCheckResponse.SERVING
             with pytest.raises(ModelUnavailable, match="could not be loaded: "):
                 caller.predict("broken", "", LSTM.draw(0, 1))
-    assert server.log.count("model.refused") == 1
+    assert pair.log.count("model.refused") == 1
     for number in (1, 2):
-        assert f" model.loaded worker={number} model=lstm " in server.log
+        assert f" model.loaded worker={number} model=lstm " in pair.log
 
 
 def test_clients_see_nothing_of_a_killed_worker_and_it_comes_back(start_server: StartServer):
@@ -147,7 +156,7 @@ def test_clients_see_nothing_of_a_killed_worker_and_it_comes_back(start_server: 
 
 
 def test_workers_told_to_stop_answer_what_they_have_taken(start_server: StartServer, tmp_path: Path):
-    server, x = start_server(*TWO, data=tmp_path / "data"), CELL.draw(0, 300)
+    server, x = start_server(*TWO, "--drain-seconds", "60", data=tmp_path / "data"), CELL.draw(0, 100)
     pids = [*workers(server).values(), server.store_pid]
     with ExitStack() as stack:
         callers = one_each(server, stack)
@@ -160,7 +169,7 @@ def test_workers_told_to_stop_answer_what_they_have_taken(start_server: StartSer
         server.signal(signal.SIGTERM)
         for at, stream in enumerate(streams):
             replies[at] += stream.end()
-        assert server.wait() == 0
+        assert server.wait(90) == 0
     assert all(map(gone, pids))
     assert "killed" not in server.log
     server.start()
@@ -170,7 +179,7 @@ def test_workers_told_to_stop_answer_what_they_have_taken(start_server: StartSer
             assert all(reply.refused is None or isinstance(reply.refused, Draining) for reply in of_one)
             applied = sum(reply.refused is None for reply in of_one)
             for name in names[at]:
-                assert caller.get("cell", name).position == 300 * applied
+                assert caller.get("cell", name).position == 100 * applied
 
 
 def test_workers_told_to_stop_write_what_they_have_only_computed(start_server: StartServer, tmp_path: Path):
@@ -216,10 +225,11 @@ def test_a_suspended_worker_is_killed_at_the_end(start_server: StartServer):
 
 
 @pytest.mark.parametrize("flags", [(), TWO])
-def test_the_port_of_workers_is_refused_to_another_server(start_server: StartServer, flags: tuple[str, ...]):
-    server = start_server(*TWO)
-    with pytest.raises(AssertionError, match="recurra serve: .*" + re.escape(server.address)):
-        start_server(*flags, "--listen", server.address)
+def test_the_port_of_workers_is_refused_to_another_server(
+    pair: ServerProcess, start_server: StartServer, flags: tuple[str, ...]
+):
+    with pytest.raises(AssertionError, match="recurra serve: .*" + re.escape(pair.address)):
+        start_server(*flags, "--listen", pair.address)
 
 
 def test_workers_do_not_share_a_port_of_anybody_else(start_server: StartServer):
