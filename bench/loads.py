@@ -21,7 +21,11 @@ import numpy as np
 from recurra.v1 import inference_pb2, inference_pb2_grpc, session_pb2
 from recurra.wire.tensors import to_tensor
 
-_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),  # a connection of its own
+]
 
 
 @dataclass

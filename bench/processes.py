@@ -21,6 +21,11 @@ def cpu_microseconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) * _TICK_MICROSECONDS
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that live."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 @contextmanager
 def store(folder: Path, *, append_only: str) -> Iterator[tuple[str, int]]:
     """A Valkey on a unix socket: its URL and pid. `append_only`: "off", or an appendfsync policy."""

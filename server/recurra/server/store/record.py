@@ -7,6 +7,7 @@ the store was rolled back.
 
 from __future__ import annotations
 
+import struct
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
@@ -50,6 +51,7 @@ HEADER: Final = np.dtype(
         ("reply_tag", "<u4"),  # of the form of the kept reply
     ]
 )
+_STANDING: Final = struct.Struct("<6xB33x16s16s96xQQQ")  # the header's fields that Standing has
 MISSING: Final = np.zeros(1, HEADER)  # the header of a session that is not there
 
 
@@ -60,6 +62,22 @@ class Record(NamedTuple):
     name: str
     state: bytes
     reply: bytes
+
+
+class Standing(NamedTuple):
+    """What a session's client is told of its header."""
+
+    flags: int
+    incarnation: bytes
+    id: bytes
+    position: int
+    update_ms: int
+    expire_ms: int
+
+
+def standing(header: Array) -> Standing:
+    """Of one HEADER row; numpy takes six times as long field by field."""
+    return Standing._make(_STANDING.unpack_from(header.tobytes()))
 
 
 def identity(tenant: str, model: str, session: str) -> bytes:
