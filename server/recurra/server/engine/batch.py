@@ -21,6 +21,7 @@ class Batch:
     Attributes:
         head: a block that stands for all of them in what the key covers.
         lengths: (N,) timesteps of each row, where they differ and the inputs are padded; None where all have head's.
+        epochs: (N,) the slots' when the rows were admitted: a slot that was given up since has another.
     """
 
     def __init__(self, parts: list[Part]) -> None:
@@ -28,8 +29,9 @@ class Batch:
         self.head: Block = parts[0].block
         timesteps, counts = [block.timesteps for block, _ in parts], [len(rows) for _, rows in parts]
         self.lengths: NDArray[np.int64] | None = np.repeat(timesteps, counts) if len(set(timesteps)) > 1 else None
+        self._whole = all(len(rows) == len(block.slots) for block, rows in parts)
         self.slots: NDArray[np.intp] = self._join(lambda block: block.slots)
-        self.epochs: NDArray[np.int64] = self._join(lambda block: block.epochs)
+        self.epochs: NDArray[np.int64] = np.zeros(len(self.slots), np.int64)
         self.ids: NDArray[np.uint64] = self._join(lambda block: block.ids)
         self.afters: NDArray[np.uint64] = self._join(lambda block: block.afters)
         self.inputs: list[Array] = [self._join(_input(at)) for at in range(len(self.head.inputs))]
@@ -65,18 +67,21 @@ class Batch:
             at += len(rows)
             if len(kept):
                 parts.append(Part(block, kept))
-        return Batch(parts)
+        batch = Batch(parts)
+        batch.epochs = self.epochs[keep]
+        return batch
 
     def each(self) -> list[tuple[int, Block, int]]:
         """(place in the batch, block, row) of every operation: for where columns end, not for the hot path."""
         return [(at, block, row) for at, (block, row) in enumerate((b, int(r)) for b, rows in self.parts for r in rows)]
 
     def _join(self, column: Callable[[Block], Array]) -> Array:
-        if len(self.parts) == 1:
-            block, rows = self.parts[0]
-            whole = column(block)
-            return whole if len(rows) == len(whole) else whole[rows]
-        columns = [column(block)[rows] for block, rows in self.parts]
+        if self._whole:
+            columns = [column(block) for block, _ in self.parts]
+        else:
+            columns = [column(block)[rows] for block, rows in self.parts]
+        if len(columns) == 1:
+            return columns[0]
         return np.concatenate(columns if self.lengths is None else _padded(columns))
 
 

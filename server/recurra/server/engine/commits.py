@@ -76,13 +76,14 @@ class Commits:
         layout: Array,
         reply_tag: int,
         redo: Callable[[Block, Rows], None],
+        answered: Callable[[Batch, list[Array], list[Array], Array], None],
         settled: Callable[[Block, Rows], None],
         landed: Callable[[Flight], None],
     ) -> None:
-        """`redo`: puts rows back to be decided anew. `settled`: told of rows that are done, `landed` of flights."""
+        """Who is told of what: rows to be decided anew, a batch's outputs, states and headers, rows done, flights."""
         self._slots, self._store, self._clock = slots, store, clock
         self._ownership, self._layout, self._reply_tag = ownership, layout, reply_tag
-        self._redo, self._settled, self._landed = redo, settled, landed
+        self._redo, self._answered, self._settled, self._landed = redo, answered, settled, landed
         self._flights: deque[Flight] = deque()
         self._came, self._gone = asyncio.Event(), asyncio.Event()
 
@@ -183,10 +184,8 @@ class Commits:
         current = self._slots.epoch[flight.slots] == flight.epochs
         if replies.count(commit.APPLIED) == len(replies) and current.all():
             self._store_has(flight, slice(None))
-            at = 0
-            for block, rows in flight.batch.parts if flight.batch else ():
-                self._acknowledge(flight, block, rows, slice(at, at + len(rows)))
-                at += len(rows)
+            if flight.batch:
+                self._answered(flight.batch, flight.outputs, flight.states, flight.headers)
         else:
             self._sort_out(flight, replies, current)
         flight.landed = True

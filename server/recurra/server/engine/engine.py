@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -97,6 +98,7 @@ class Engine:
             layout=self._layout,
             reply_tag=self._reply_tag,
             redo=self._conflicted,
+            answered=self._answer,
             settled=self._settled,
             landed=self._landed,
         )
@@ -226,6 +228,7 @@ class Engine:
             if alone or quiet == _QUIET_TURNS or not 0 < self._scheduler.queued < _ENOUGH:
                 break
             before = self._sequence
+            os.sched_yield()  # gRPC's own thread brings the calls; where cores are short it would not get one
             await asyncio.sleep(0)
             quiet = quiet + 1 if before == self._sequence else 0
 
@@ -242,9 +245,8 @@ class Engine:
     # ---- admit: only what continues its session is run
 
     def _admit(self, parts: list[Part]) -> Batch | None:
-        for block, rows in parts:
-            block.epochs[rows] = self.slots.epoch[block.slots[rows]]
         batch = Batch(parts)
+        batch.epochs = self.slots.epoch[batch.slots]
         if batch.head.stateless:
             return batch
         heads, now_ms = self.slots.heads(batch.slots), int(self._clock.time() * 1000)
@@ -407,13 +409,18 @@ class Engine:
     def _answer(
         self, batch: Batch, outputs: list[Array], states: list[Array], headers: Array, durable: Array | None = None
     ) -> None:
+        """All of a batch is done; `durable`: the positions that the store has, None for the headers'."""
         at = 0
         for block, rows in batch.parts:
             mine = slice(at, at + len(rows))
             stored = None if durable is None else durable[mine]
             block.answer(rows, [o[mine] for o in outputs], [s[mine] for s in states], headers[mine], stored)
-            self._settled(block, rows)
             at += len(rows)
+            if not block.pending:
+                self._busy.discard(block)
+        self.slots.unpin(batch.slots)
+        if not self._busy:
+            self._idle.set()
 
     # ---- the end of an operation
 

@@ -55,7 +55,6 @@ class Block:
         abandoned: nobody waits for it any more.
         waiting: rows that are still to be started, ascending.
         tries: (N,) how often a row was decided anew.
-        epochs: (N,) the slots' when the rows were admitted: a slot that was given up since has another.
         done: resolved once no row is pending.
     """
 
@@ -83,7 +82,6 @@ class Block:
     key: Hashable = field(init=False)
     waiting: Rows = field(init=False)
     tries: NDArray[np.uint8] = field(init=False)
-    epochs: NDArray[np.int64] = field(init=False)
     pending: int = field(init=False)
     done: asyncio.Future[None] = field(init=False)
     outputs: list[Array] = field(default_factory=list)
@@ -98,7 +96,7 @@ class Block:
         count = len(self.slots)
         self.key = self.key_for(self.timesteps, [array.shape[1:] for array in self.inputs])
         self.waiting, self.pending = np.arange(count), count
-        self.tries, self.epochs = np.zeros(count, np.uint8), np.zeros(count, np.int64)
+        self.tries = np.zeros(count, np.uint8)
         self.done = asyncio.get_running_loop().create_future()
 
     @property
