@@ -1,8 +1,9 @@
-"""How many Python calls the server makes for a frame, and where its time goes.
+"""Where the CPU time of a frame goes, by process, thread and part of the code, and how many Python calls it makes.
 
-    python -m bench.profile [--sessions 64 1024] [--top 15]
+    python -m bench.profile [--sessions 64 1024] [--durability committed] [--top 15]
 
-The server runs in this process under cProfile, the client in another; calls a frame must not grow with its sessions.
+The server runs in this process, the client in another: first as it is, for the CPU time, then under cProfile, for the
+event loop's shares and the number of calls, which must not grow with a frame's sessions.
 """
 
 from __future__ import annotations
@@ -10,90 +11,172 @@ from __future__ import annotations
 import argparse
 import asyncio
 import cProfile
+import os
 import pstats
 import sys
 import tempfile
+import threading
+import time
+from collections import Counter
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
 
-from bench import models, processes
-from bench.loads import Sessions
+from bench import floors, models, processes, results
+from bench.loads import OPTIONS, Sessions
 from recurra.server.app import running
 from recurra.server.settings import Settings
 
-_FRAMES = 200
+TIMESTEPS: Final = 100_000
+"""So many are measured, and profiled: in frames, two in flight."""
+_MODEL, _THREADS, _LOOP = "model's thread", "gRPC's threads", "MainThread"
+_MESSAGES, _BATCHES = "event loop: messages", "event loop: batches"
+_COMMITS, _TURNS = "event loop: commits", "event loop: gRPC and turns"
+_PARTS: Final = {  # of the event loop's time, by what a file's path has in it
+    "recurra/server/api": _MESSAGES,
+    "recurra/wire": _MESSAGES,
+    "google": _MESSAGES,
+    "recurra/server/engine": _BATCHES,
+    "recurra/models": _BATCHES,
+    "recurra/server/store": _COMMITS,
+    "selector_events": _COMMITS,  # the store's socket: gRPC has its own in C
+    "asyncio": _TURNS,
+    "selectors": _TURNS,
+    "grpc": _TURNS,
+}
+PARTS: Final = (_MODEL, _BATCHES, _MESSAGES, _COMMITS, _TURNS, _THREADS, "store", "client")
+Costs = dict[str, float]
+"""CPU microseconds a timestep, by part; and "raw", the model's alone."""
 
 
 def main() -> None:
-    """Profile a server for each number of sessions."""
-    parser = argparse.ArgumentParser(prog="python -m bench.profile", description=__doc__)
+    """Measure and profile a server for each number of sessions."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.profile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sessions", type=int, nargs="+", default=[64, 1024])
+    parser.add_argument("--durability", choices=list(OPTIONS), default="committed")
     parser.add_argument("--top", type=int, default=15, help="how many functions to list")
+    parser.add_argument("--output", type=Path, default=results.KEPT)
     parser.add_argument("--load", metavar="ADDRESS", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.load:
-        asyncio.run(_load(options.load, options.sessions[0]))
+        asyncio.run(_load(options.load, options.sessions[0], options.durability))
         return
-    table = Table("sessions", "calls a frame", "of the event loop", "µs a frame", title="Python calls, profiled")
+    calls = Table("sessions", "calls a frame", "of the event loop", title="Python calls, profiled")
+    found: dict[str, Costs] = {}
     for count in options.sessions:
         with tempfile.TemporaryDirectory() as folder:
-            stats = asyncio.run(_profile(Path(folder), count))
+            costs, stats = asyncio.run(_measured(Path(folder), count, options.durability))
         stats.sort_stats("tottime").print_stats(options.top)
-        calls, turns, seconds = (total / _FRAMES for total in _totals(stats))
-        table.add_row(str(count), f"{calls:.0f}", f"{turns:.0f}", f"{seconds * 1e6:.0f}")
-    Console().print(table)
+        own, turns = _calls(stats)
+        frames = _frames(count)
+        calls.add_row(str(count), f"{own / frames:.0f}", f"{turns / frames:.0f}")
+        found[str(count)] = costs | {"calls": own / frames, "turns": turns / frames}
+    results.save(f"split {options.durability}", found, options.output)
+    split = Table("CPU µs a timestep", *found, title=f"frames, {options.durability}")
+    for part in (*PARTS, "raw"):
+        split.add_row(part, *(f"{costs.get(part, 0):.1f}" for costs in found.values()))
+    for table in (calls, split):
+        Console().print(table)
 
 
-def _totals(stats: pstats.Stats) -> tuple[int, int, float]:
-    """Calls, those of asyncio's own turns and sockets, and seconds without waiting.
-
-    The event loop turns as often as sockets are ready, so its calls go with bytes, not with sessions.
-    """
-    calls = turns = 0
-    seconds = 0.0
-    for (file, _, name), (_, count, own, _, _) in stats.stats.items():  # type: ignore[attr-defined]
-        if "poll" in name:
-            continue
-        seconds += own
-        if "asyncio" in file or "selectors" in file:
-            turns += count
-        elif file != "~":  # built-ins: C
-            calls += count
-    return calls, turns, seconds
+def _frames(sessions: int) -> int:
+    return TIMESTEPS // sessions
 
 
-async def _profile(folder: Path, count: int) -> pstats.Stats:
+async def _measured(folder: Path, count: int, durability: str) -> tuple[Costs, pstats.Stats]:
     repository = models.repository(folder / "models", lstm=models.lstm())
     (repository / "lstm" / "model.toml").write_text(f"max_batch = {count}\n")  # a frame is one batch
-    with processes.store(folder / "store", append_only="everysec") as (url, _):
+    with processes.store(folder / "store") as (url, store):
         flags = ["--models", str(repository), "--store", url, "--listen", "127.0.0.1:0", "--provider", "cpu"]
         ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         async with running(Settings.parse(flags, {}), ending) as address:
-            arguments = ["-m", "bench.profile", "--load", address, "--sessions", str(count)]
+            arguments = ["-m", "bench.profile", "--load", address, "--sessions", str(count), "--durability", durability]
             client = await asyncio.create_subprocess_exec(
                 sys.executable, *arguments, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
             )
             assert client.stdout is not None
             assert client.stdin is not None
             await client.stdout.readline()  # warm: the sessions are in slots
+            before = _used(store, client.pid)
+            client.stdin.write(b"\n")
+            await client.stdout.readline()
+            used = _used(store, client.pid)
             profile = cProfile.Profile()
             profile.enable()
             client.stdin.write(b"\n")
             await client.stdout.readline()
             profile.disable()
             await client.wait()
-    return pstats.Stats(profile)
+    session, began = floors.raw(models.lstm()), time.process_time()
+    run = await floors.run(session, min(count, 256), time.perf_counter() + 2)
+    raw = 1e6 * (time.process_time() - began) / run.timesteps
+    stats = pstats.Stats(profile)
+    steps = _frames(count) * count
+    costs = {name: (used[name] - before[name]) / steps for name in used}
+    loop = costs.pop(_LOOP)
+    return costs | {part: loop * share for part, share in _shares(stats).items()} | {"raw": raw}, stats
 
 
-async def _load(address: str, count: int) -> None:
-    sessions = Sessions(address, count)
+def _used(store: int, client: int) -> Costs:
+    """CPU microseconds so far: of this process's threads, and of the other processes."""
+    used: Counter[str] = Counter({"store": processes.cpu_microseconds(store)})
+    used["client"] = processes.cpu_microseconds(client)
+    known = {thread.native_id: thread.name for thread in threading.enumerate()}
+    for task in Path("/proc/self/task").iterdir():
+        thread = int(task.name)
+        name = known.get(thread, "")
+        part = name if name == _LOOP else _MODEL if name.startswith("device") else _THREADS
+        used[part] += processes.cpu_microseconds(os.getpid(), thread)
+    return used
+
+
+def _calls(stats: pstats.Stats) -> tuple[int, int]:
+    """Calls of Python functions, and those of asyncio's own turns and sockets.
+
+    The event loop turns as often as sockets are ready, so its calls go with bytes, not with sessions.
+    """
+    calls = turns = 0
+    for (file, _, _), (_, count, _, _, _) in stats.stats.items():  # type: ignore[attr-defined]
+        if "asyncio" in file or "selectors" in file:
+            turns += count
+        elif file != "~":  # built-ins: C
+            calls += count
+    return calls, turns
+
+
+def _shares(stats: pstats.Stats) -> Costs:
+    """The event loop's time by part of the code: what is of no part itself counts for those that called it."""
+    seconds: Counter[str] = Counter()
+    for (file, _, name), (_, _, own, _, callers) in stats.stats.items():  # type: ignore[attr-defined]
+        if "poll" in name:  # it waits
+            continue
+        part = _part(file)
+        if part or not callers:
+            seconds[part or _TURNS] += own
+            continue
+        for (caller, _, _), (_, _, spent, _) in callers.items():
+            seconds[_part(caller) or _TURNS] += spent
+    return {part: spent / seconds.total() for part, spent in sorted(seconds.items())}
+
+
+def _part(file: str) -> str | None:
+    return next((part for place, part in _PARTS.items() if place in file), None)
+
+
+async def _load(address: str, count: int, durability: str) -> None:
+    """The client: says that it is warm, then twice sends as many frames as are measured."""
+    sessions = Sessions(address, count, model="lstm", shape=(64,), durability=durability)
+    await sessions.begin()
     await sessions.some_frames(20)
-    sys.stdout.write("warm\n")
-    sys.stdout.flush()
-    sys.stdin.readline()
-    await sessions.some_frames(_FRAMES)
+    for _ in range(2):
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        sys.stdin.readline()
+        await sessions.some_frames(_frames(count), in_flight=2)
     sys.stdout.write("done\n")
     sys.stdout.flush()
     await sessions.close()
