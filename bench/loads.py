@@ -10,6 +10,7 @@ import itertools
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -31,6 +32,12 @@ OPTIONS: Final = {
 }
 
 
+def names(count: int) -> list[str]:
+    """Session ids that nobody had before."""
+    prefix = os.urandom(6).hex()
+    return [f"{prefix}-{index}" for index in range(count)]
+
+
 @dataclass
 class Done:
     """What a load did. `latencies` in seconds, one a message."""
@@ -44,20 +51,20 @@ class Done:
 
 
 class Sessions:
-    """N new sessions of a model and their random input. `shape`: of a timestep's input, without a batch axis.
+    """Sessions of a model and their random input. `shape`: of a timestep's input, without a batch axis.
 
     Loads run until `time.perf_counter()` says so. They raise RuntimeError where a frame is answered with an error.
     """
 
-    def __init__(self, address: str, count: int, *, model: str, shape: tuple[int, ...], durability: str) -> None:
+    def __init__(
+        self, address: str, names: Sequence[str], *, model: str, shape: tuple[int, ...], durability: str = "committed"
+    ) -> None:
         self.channel = grpc.aio.insecure_channel(address, options=_CHANNEL)
         self.stub = inference_pb2_grpc.InferenceServiceStub(self.channel)
         self.model, self.options = model, OPTIONS[durability]
-        prefix = os.urandom(6).hex()
-        self.names = [f"{prefix}-{index}" for index in range(count)]
-        self.last = [_NONE] * count
-        self.input = np.random.default_rng(0).normal(size=(count, 1, *shape)).astype(np.float32)
-        self._all = list(range(count))
+        self.names, self.last = names, [_NONE] * len(names)
+        self.input = np.random.default_rng(0).standard_normal((len(names), 1, *shape), np.float32)
+        self._all = list(range(len(names)))
 
     async def close(self) -> None:
         await self.channel.close()
@@ -93,6 +100,11 @@ class Sessions:
     async def some_frames(self, count: int, *, in_flight: int = 1) -> Done:
         """So many frames of all sessions."""
         return await Stream(self, [self._all]).closed(count=count, in_flight=in_flight)
+
+    async def in_turns(self, rows: int, until: float) -> Done:
+        """Frames of so many sessions, two in flight, one after another through all sessions."""
+        groups = [self._all[at : at + rows] for at in range(0, len(self._all), rows)]
+        return await Stream(self, groups).turns(until)
 
     async def offered(self, kind: str, rate: float, seconds: float) -> Done:
         """Timesteps by a schedule, whatever is answered when: latencies count from the scheduled time.
@@ -161,6 +173,18 @@ class Stream:
             await send(group)
         while self._sent:
             await send(await self._answer())
+        return await self._end()
+
+    async def turns(self, until: float, *, in_flight: int = 2) -> Done:
+        """The groups take turns to send, so many on their way at any time."""
+        await self._bind()
+        turns = itertools.cycle(range(len(self._groups)))
+        while (now := time.perf_counter()) < until:
+            await self._send(next(turns), now)
+            if len(self._sent) == in_flight:
+                await self._answer()
+        while self._sent:
+            await self._answer()
         return await self._end()
 
     async def open(self, times: list[float]) -> Done:

@@ -15,7 +15,7 @@ import redis
 
 from bench import floors, models, processes
 from bench.cells import Cell
-from bench.loads import Done, Sessions
+from bench.loads import Done, Sessions, names
 from bench.results import Figures
 
 
@@ -81,7 +81,7 @@ class Bench:
     async def _service(self, cell: Cell) -> dict[str, float]:
         address, server, url, store = self._served[cell.store]
         shape = models.EXAMPLES[cell.model].shape
-        sessions = Sessions(address, cell.sessions, model=cell.model, shape=shape, durability=cell.durability)
+        sessions = Sessions(address, names(cell.sessions), model=cell.model, shape=shape, durability=cell.durability)
         try:
             await sessions.begin()
             try:
@@ -96,7 +96,8 @@ class Bench:
         finally:
             await sessions.close()
             with redis.Redis.from_url(url) as connection:
-                connection.flushall()  # so that no cell pays for the sessions of those before
+                connection.flushall()
+            os.sync()  # no cell pays for the sessions and the files of those before
 
 
 async def _metered(pids: dict[str, int], load: Awaitable[Done]) -> dict[str, float]:

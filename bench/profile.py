@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import floors, models, processes, results
-from bench.loads import OPTIONS, Sessions
+from bench.loads import OPTIONS, Sessions, names
 from recurra.server.app import running
 from recurra.server.settings import Settings
 
@@ -169,7 +169,7 @@ def _part(file: str) -> str | None:
 
 async def _load(address: str, count: int, durability: str) -> None:
     """The client: says that it is warm, then twice sends as many frames as are measured."""
-    sessions = Sessions(address, count, model="lstm", shape=(64,), durability=durability)
+    sessions = Sessions(address, names(count), model="lstm", shape=(64,), durability=durability)
     await sessions.begin()
     await sessions.some_frames(20)
     for _ in range(2):

@@ -152,3 +152,15 @@ def _latency(row: Figures) -> str:
 def _table(head: list[str], lines: list[list[str]]) -> str:
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
+
+
+def sizes(found: dict[str, dict[str, float]]) -> str:
+    """What a session of each model takes."""
+    head = ["bytes", "state", "hot: server's memory", "beyond the state", "stored: store's memory", "beyond the state"]
+    head += ["append-only file, a timestep", "MB/s at 1,000 timesteps/s"]
+    lines = []
+    for name, row in found.items():
+        state, hot, stored, file = (row[part] for part in ("state", "hot", "stored", "file"))
+        amounts = [f"{bytes_:,.0f}" for bytes_ in (state, hot, hot - state, stored, stored - state, file)]
+        lines.append([EXAMPLES[name].title, *amounts, f"{file / 1e3:,.1f}"])
+    return _table(head, lines)
