@@ -12,12 +12,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Self
 
 import grpc.aio
 import numpy as np
 
-from recurra.v1 import inference_pb2, inference_pb2_grpc, session_pb2
+from recurra.v1 import inference_pb2, inference_pb2_grpc, session_pb2, session_pb2_grpc
 from recurra.wire.tensors import to_tensor
 
 _CHANNEL: Final = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
@@ -66,7 +66,10 @@ class Sessions:
         self.input = np.random.default_rng(0).standard_normal((len(names), 1, *shape), np.float32)
         self._all = list(range(len(names)))
 
-    async def close(self) -> None:
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
         await self.channel.close()
 
     async def begin(self) -> None:
@@ -116,6 +119,12 @@ class Sessions:
         gap = len(groups[0]) / rate
         gaps = np.random.default_rng(1).exponential(gap, max(1, round(seconds / gap)))
         return await Stream(self, groups).open(np.cumsum(gaps).tolist())
+
+    async def end(self, count: int) -> None:
+        """End the first so many sessions, by a call each."""
+        stub = session_pb2_grpc.SessionServiceStub(self.channel)
+        requests = [session_pb2.EndSessionRequest(model=self.model, session=name) for name in self.names[:count]]
+        await asyncio.gather(*(stub.EndSession(request) for request in requests))
 
     async def _unary(self, index: int, until: float, done: Done) -> None:
         request = inference_pb2.PredictRequest(

@@ -67,40 +67,40 @@ class Bench:
                 if cell.model not in self._raw:
                     self._raw[cell.model] = floors.raw(models.EXAMPLES[cell.model].build())
                 load = floors.run(self._raw[cell.model], cell.sessions, until)
-                return await _metered({"server": os.getpid()}, load)
+                return await metered({"server": os.getpid()}, load)
             case "sets":
                 pids = {"store": store, "client": os.getpid()}
-                return await _metered(pids, floors.sets(url, cell.sessions, cell.size, until))
+                return await metered(pids, floors.sets(url, cell.sessions, cell.size, until))
             case "echo" | "stream echo":
                 address, server = self._echo
                 echo = floors.unary if cell.kind == "echo" else floors.stream
                 pids = {"server": server, "client": os.getpid()}
-                return await _metered(pids, echo(address, cell.sessions, cell.size, until))
+                return await metered(pids, echo(address, cell.sessions, cell.size, until))
         raise ValueError(cell.kind)
 
     async def _service(self, cell: Cell) -> dict[str, float]:
         address, server, url, store = self._served[cell.store]
+        pids = {"server": server, "store": store, "client": os.getpid()}
         shape = models.EXAMPLES[cell.model].shape
-        sessions = Sessions(address, names(cell.sessions), model=cell.model, shape=shape, durability=cell.durability)
+        own = names(cell.sessions)
         try:
-            await sessions.begin()
-            try:
-                await sessions.some_frames(3)
-            except RuntimeError as error:
-                raise Unavailable(f"{cell.durability}: {error}") from error
-            pids = {"server": server, "store": store, "client": os.getpid()}
-            if cell.load:
-                peak = median(self.figures[cell._replace(load=0.0)]["rate"])
-                return await _metered(pids, sessions.offered(cell.kind, peak * cell.load, self._seconds))
-            return await _metered(pids, getattr(sessions, cell.kind)(time.perf_counter() + self._seconds))
+            async with Sessions(address, own, model=cell.model, shape=shape, durability=cell.durability) as sessions:
+                await sessions.begin()
+                try:
+                    await sessions.some_frames(3)
+                except RuntimeError as error:
+                    raise Unavailable(f"{cell.durability}: {error}") from error
+                if cell.load:
+                    peak = median(self.figures[cell._replace(load=0.0)]["rate"])
+                    return await metered(pids, sessions.offered(cell.kind, peak * cell.load, self._seconds))
+                return await metered(pids, getattr(sessions, cell.kind)(time.perf_counter() + self._seconds))
         finally:
-            await sessions.close()
             with redis.Redis.from_url(url) as connection:
                 connection.flushall()
             os.sync()  # no cell pays for the sessions and the files of those before
 
 
-async def _metered(pids: dict[str, int], load: Awaitable[Done]) -> dict[str, float]:
+async def metered(pids: dict[str, int], load: Awaitable[Done]) -> dict[str, float]:
     """What a load took of these processes and of the clock."""
     before = {name: processes.cpu_microseconds(pid) for name, pid in pids.items()}
     began = time.perf_counter()

@@ -169,17 +169,19 @@ def _part(file: str) -> str | None:
 
 async def _load(address: str, count: int, durability: str) -> None:
     """The client: says that it is warm, then twice sends as many frames as are measured."""
-    sessions = Sessions(address, names(count), model="lstm", shape=(64,), durability=durability)
-    await sessions.begin()
-    await sessions.some_frames(20)
-    for _ in range(2):
-        sys.stdout.write("ready\n")
-        sys.stdout.flush()
-        sys.stdin.readline()
-        await sessions.some_frames(_frames(count), in_flight=2)
-    sys.stdout.write("done\n")
+    async with Sessions(address, names(count), model="lstm", shape=(64,), durability=durability) as sessions:
+        await sessions.begin()
+        await sessions.some_frames(20)
+        for _ in range(2):
+            _say("ready")
+            sys.stdin.readline()
+            await sessions.some_frames(_frames(count), in_flight=2)
+        _say("done")
+
+
+def _say(word: str) -> None:
+    sys.stdout.write(f"{word}\n")
     sys.stdout.flush()
-    await sessions.close()
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def rows(figures: dict[Cell, Figures]) -> list[dict[str, Any]]:
     return [
         {
             "cell": {name: value for name, value in cell._asdict().items() if value != usual[name]},
-            "figures": {name: [_short(value) for value in values] for name, values in row.items()},
+            "figures": {name: [short(value) for value in values] for name, values in row.items()},
         }
         for cell, row in figures.items()
     ]
@@ -51,7 +51,8 @@ def cells(found: list[dict[str, Any]]) -> dict[Cell, Figures]:
     return {Cell(**row["cell"]): row["figures"] for row in found}
 
 
-def _short(value: float) -> float:
+def short(value: float) -> float:
+    """The digits that mean something."""
     return float(f"{value:.{_DIGITS}g}")
 
 

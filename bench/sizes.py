@@ -67,9 +67,8 @@ async def _fill(address: str, model: str, count: int, *, frames: int = 1) -> int
     """So many new sessions, and frames of each; returns their timesteps."""
     shape, timesteps = models.EXAMPLES[model].shape, 0
     for _ in range(0, count, 64):
-        sessions = Sessions(address, names(64), model=model, shape=shape)
-        timesteps += (await sessions.some_frames(frames)).timesteps
-        await sessions.close()
+        async with Sessions(address, names(64), model=model, shape=shape) as sessions:
+            timesteps += (await sessions.some_frames(frames)).timesteps
     return timesteps
 
 

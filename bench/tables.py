@@ -164,3 +164,27 @@ def sizes(found: dict[str, dict[str, float]]) -> str:
         amounts = [f"{bytes_:,.0f}" for bytes_ in (state, hot, hot - state, stored, stored - state, file)]
         lines.append([EXAMPLES[name].title, *amounts, f"{file / 1e3:,.1f}"])
     return _table(head, lines)
+
+
+def stored(found: list[dict[str, Any]]) -> str:
+    """Frames of 64 while the store holds so many sessions."""
+    lines = []
+    for name, what in {"hot": "the same 64 sessions", "random": "64 at random among all"}.items():
+        rows = [point[name] for point in found]
+        lines.append([f"{what}: server + store µs", *(f"{row['server'] + row['store']:.1f}" for row in rows)])
+        lines.append(["timesteps/s", *(f"{row['rate']:,.0f}" for row in rows)])
+        lines.append(["p50, p99 ms", *(f"{row['p50']:.1f}, {row['p99']:.1f}" for row in rows)])
+    parts = ("server", "store")
+    lines += [[f"memory of the {part}, MB", *(f"{point[part] / 1e6:,.0f}" for point in found)] for part in parts]
+    return _table(["sessions in the store", *(f"{point['sessions']:,}" for point in found)], lines)
+
+
+def soak(found: list[dict[str, float]]) -> str:
+    """What server and store held at a few moments of the soak, and what was left."""
+    run, end = found[1:-1], found[-1]
+    shown = [found[0], *(run[round(share * (len(run) - 1))] for share in (0.25, 0.5, 0.75, 1)), end]
+    names = {"sessions": "sessions that came", "timesteps": "timesteps", "keys": "sessions and tombstones in the store"}
+    lines = [[what, *(f"{point[name]:,.0f}" for point in shown)] for name, what in names.items()]
+    parts = {"server": "memory of the server, MB", "store": "of the store, MB", "used": "the store's used memory, MB"}
+    lines += [[what, *(f"{point[name] / 1e6:,.1f}" for point in shown)] for name, what in parts.items()]
+    return _table(["after", *(f"{point['seconds']:,.0f} s" for point in shown)], lines)
