@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class StateSpec:
     batch_axis: int
     fresh: Array = field(repr=False, compare=False)
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of one session's tensor."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
@@ -72,7 +73,7 @@ class Signature:
     states: tuple[StateSpec, ...]
     chunk_sizes: tuple[int, ...] = ()
 
-    @property
+    @cached_property
     def state_bytes(self) -> int:
         """Bytes of one session's whole state."""
         return sum(state.nbytes for state in self.states)

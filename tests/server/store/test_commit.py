@@ -1,4 +1,5 @@
 import asyncio
+from itertools import chain
 
 import hiredis
 import numpy as np
@@ -14,20 +15,28 @@ from recurra.wire.errors import DataLoss, StoreFull
 NOTHING = np.zeros(3, HEADER)
 
 
-@given(st.integers(0, 5), st.integers(1, 90), st.integers(0, 300), st.data())
+@given(st.integers(0, 150), st.integers(1, 90), st.integers(0, 300), st.data())
 def test_commands_are_the_bytes_that_hiredis_would_pack(rows, key_bytes, record_bytes, data):
     random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     keys = random.integers(0, 256, (rows, key_bytes), np.uint8)
     records = random.integers(0, 256, (rows, record_bytes), np.uint8)
     expected = np.frombuffer(random.bytes(rows * HEADER.itemsize), HEADER)
     ttl_ms = np.array(data.draw(st.lists(st.integers(0, 10**13 - 1), min_size=rows, max_size=rows)), np.int64)
-    wire, read = commands(keys, expected, records, ttl_ms), reads(keys)
-    assert len(wire) == len(read) == rows
+    wires, read = commands(keys, expected, records, ttl_ms), reads(keys)
+    for at, (wire, count) in zip(range(0, rows, 64), wires, strict=True):
+        some = range(at, min(rows, at + 64))
+        assert count == len(some)
+        names = [keys[row].tobytes() for row in some]
+        arguments = [(expected[row].tobytes(), records[row].tobytes(), b"%013d" % ttl_ms[row]) for row in some]
+        assert wire.tobytes() == hiredis.pack_command(("EVALSHA", SHA, len(some), *names, *chain(*arguments)))
     for row in range(rows):
-        key, head, new = keys[row].tobytes(), expected[row].tobytes(), records[row].tobytes()
-        evalsha = (b"EVALSHA", SHA, 1, key, head, new, b"%013d" % ttl_ms[row])
-        assert wire[row].tobytes() == hiredis.pack_command(evalsha)
-        assert read[row].tobytes() == hiredis.pack_command((b"GET", key))
+        assert read[row].tobytes() == hiredis.pack_command((b"GET", keys[row].tobytes()))
+
+
+def test_large_records_go_few_at_a_time():
+    records = np.zeros((5, 400_000), np.uint8)
+    wires = commands(np.zeros((5, 8), np.uint8), np.zeros(5, HEADER), records, np.zeros(5, np.int64))
+    assert [rows for _, rows in wires] == [2, 2, 1]
 
 
 async def test_the_store_names_the_script_as_we_do(redis):

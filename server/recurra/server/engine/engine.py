@@ -188,7 +188,8 @@ class Engine:
         """
         quiet = 0
         for _ in range(_MOST_TURNS):
-            if len(self._busy) < 2 or quiet == _QUIET_TURNS or self._scheduler.queued >= _ENOUGH:  # noqa: PLR2004
+            alone = len(self._busy) < 2  # noqa: PLR2004
+            if alone or quiet == _QUIET_TURNS or not 0 < self._scheduler.queued < _ENOUGH:
                 break
             before = self._sequence
             await asyncio.sleep(0)

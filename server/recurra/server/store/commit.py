@@ -1,9 +1,9 @@
-"""The commit: compare-and-set of one session's record by its whole header, and its commands packed by columns."""
+"""The commit: compare-and-set of sessions' records by their whole headers, and its commands packed by columns."""
 
 from __future__ import annotations
 
 from hashlib import sha1
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,58 +14,89 @@ Array = NDArray[Any]
 
 APPLIED, DUPLICATE, MISSING = 1, 2, 3
 
-# KEYS[1] the record; ARGV[1] the header it must have (zeros: it must not be there), ARGV[2] the new record,
-# ARGV[3] its time to live in ms. Answers one of the codes above, or the header that is there instead.
+# KEYS: the records. ARGV, for each: the header it must have (zeros: it must not be there), the new record, and its time
+# to live in ms. Answers, for each: one of the codes above, the header that is there instead, or this one's error.
 # Headers are compared for equality only: Lua numbers are doubles, and the order of strings depends on the locale.
 SCRIPT: Final = f"""
 local size = {HEADER.itemsize}
-local there = redis.call('GETRANGE', KEYS[1], 0, size - 1)
-local expected = ARGV[1]
-if there == expected or (there == '' and expected == string.rep('\\0', size)) then
-  redis.call('SET', KEYS[1], ARGV[2], 'PX', tonumber(ARGV[3]))
-  return {APPLIED}
+local nothing = string.rep('\\0', size)
+local answers = {{}}
+for i, key in ipairs(KEYS) do
+  local expected, record, ttl = ARGV[3 * i - 2], ARGV[3 * i - 1], tonumber(ARGV[3 * i])
+  local there = redis.pcall('GETRANGE', key, 0, size - 1)
+  if there == expected or (there == '' and expected == nothing) then
+    local set = redis.pcall('SET', key, record, 'PX', ttl)
+    answers[i] = set.err and set or {APPLIED}
+  elseif there == '' then
+    answers[i] = {MISSING}
+  elseif there == string.sub(record, 1, size) then
+    redis.pcall('PEXPIRE', key, ttl)
+    answers[i] = {DUPLICATE}
+  else
+    answers[i] = there
+  end
 end
-if there == string.sub(ARGV[2], 1, size) then
-  redis.call('PEXPIRE', KEYS[1], tonumber(ARGV[3]))
-  return {DUPLICATE}
-end
-if there == '' then return {MISSING} end
-return there
+return answers
 """.strip().encode()
 SHA: Final = sha1(SCRIPT, usedforsecurity=False).hexdigest().encode()
 
+_ROWS, _BYTES = 64, 1 << 20  # of one command: while its script runs the store answers nobody else
 _TTL_DIGITS: Final = 13
 _POWERS: Final = 10 ** np.arange(_TTL_DIGITS - 1, -1, -1, dtype=np.int64)
 
 
-def commands(keys: Array, expected: Array, records: Array, ttl_ms: Array) -> NDArray[np.uint8]:
-    """One EVALSHA a session, as they go over the wire; every row has the same length, so no row is touched.
+class Command(NamedTuple):
+    """One command as it goes over the wire, uint8, and how many sessions it is for."""
+
+    wire: NDArray[np.uint8]
+    rows: int
+
+
+def commands(keys: Array, expected: Array, records: Array, ttl_ms: Array) -> list[Command]:
+    """EVALSHAs of many sessions each, as they go over the wire; all rows have the same length, so no row is touched.
 
     Args:
         keys: (N, K) uint8.
         expected: (N,) HEADER.
         records: (N, R) uint8.
         ttl_ms: (N,) int64.
-
-    Returns:
-        (N, bytes) uint8.
     """
-    rows = len(keys)
-    head = expected.view(np.uint8).reshape(rows, HEADER.itemsize)
+    together = max(1, min(_ROWS, _BYTES // max(1, records.shape[1])))
+    head = expected.view(np.uint8).reshape(len(keys), HEADER.itemsize)
     ttl = (ttl_ms[:, None] // _POWERS % 10 + ord("0")).astype(np.uint8)
-    return _columns(rows, b"*7\r\n$7\r\nEVALSHA\r\n$40\r\n" + SHA + b"\r\n$1\r\n1\r\n", keys, head, records, ttl)
+    starts = range(0, len(keys), together)
+    return [_command(*(column[at : at + together] for column in (keys, head, records, ttl))) for at in starts]
 
 
 def reads(keys: Array) -> NDArray[np.uint8]:
-    """One GET a session, as they go over the wire. `keys` is (N, K) uint8."""
-    return _columns(len(keys), b"*2\r\n$3\r\nGET\r\n", keys)
+    """One GET a session, as they go over the wire, (N, bytes). `keys` is (N, K) uint8."""
+    parts = [b"*2\r\n$3\r\nGET\r\n", *_bulk(keys)]
+    return _fill(np.empty((len(keys), _width(parts)), np.uint8), parts)
 
 
-def _columns(rows: int, prefix: bytes, *arguments: Array) -> NDArray[np.uint8]:
-    parts: list[bytes | Array] = [prefix]
-    for argument in arguments:
-        parts += [b"$%d\r\n" % argument.shape[1], argument, b"\r\n"]
-    wire = np.empty((rows, sum(len(p) if isinstance(p, bytes) else p.shape[1] for p in parts)), np.uint8)
+def _command(keys: Array, head: Array, records: Array, ttl: Array) -> Command:
+    """One EVALSHA: all keys, then each session's arguments."""
+    rows = len(keys)
+    start = b"*%d\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n$%d\r\n%d\r\n" % (3 + 4 * rows, SHA, len(str(rows)), rows)
+    names, arguments = _bulk(keys), _bulk(head, records, ttl)
+    names_end = len(start) + rows * _width(names)
+    wire = np.empty(names_end + rows * _width(arguments), np.uint8)
+    wire[: len(start)] = np.frombuffer(start, np.uint8)
+    _fill(wire[len(start) : names_end].reshape(rows, -1), names)
+    _fill(wire[names_end:].reshape(rows, -1), arguments)
+    return Command(wire, rows)
+
+
+def _bulk(*arguments: Array) -> list[bytes | Array]:
+    """What goes over the wire for arguments of (N, bytes) each: columns, and bytes that are the same in every row."""
+    return [part for each in arguments for part in (b"$%d\r\n" % each.shape[1], each, b"\r\n")]
+
+
+def _width(parts: list[bytes | Array]) -> int:
+    return sum(len(part) if isinstance(part, bytes) else part.shape[1] for part in parts)
+
+
+def _fill(wire: NDArray[np.uint8], parts: list[bytes | Array]) -> NDArray[np.uint8]:
     at = 0
     for part in parts:
         column = np.frombuffer(part, np.uint8) if isinstance(part, bytes) else part

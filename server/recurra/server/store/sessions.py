@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, Final
 
-import numpy as np
 from hiredis import ReplyError
 from numpy.typing import NDArray
 
-from recurra.server.store import commit
+from recurra.server.store.commit import APPLIED, SCRIPT, Command, commands, reads
 from recurra.server.store.pipe import Pipe
 from recurra.server.store.record import HEADER, NAME_BYTES
 from recurra.wire.errors import DataLoss, RecurraError, StoreFull, StoreUnavailable
@@ -19,7 +19,7 @@ Array = NDArray[Any]
 CommitReply = int | bytes | RecurraError
 
 _MENDS: Final = 3  # the script may be lost again before it is used
-_LOAD_SCRIPT: Final = (b"SCRIPT", b"LOAD", commit.SCRIPT)
+_LOAD_SCRIPT: Final = (b"SCRIPT", b"LOAD", SCRIPT)
 
 
 class RedisStore:
@@ -40,23 +40,23 @@ class RedisStore:
             ttl_ms: (N,) int64.
 
         Returns:
-            For each session commit.APPLIED, DUPLICATE (it was there already) or MISSING, the header that is there
+            For each session APPLIED, DUPLICATE (it was there already) or MISSING, the header that is there
             instead, or the error of this session alone.
 
         Raises:
             StoreUnavailable: no answer in time; unknown which were applied.
         """
-        wire = commit.commands(keys, expected, records, ttl_ms)
+        packed = commands(keys, expected, records, ttl_ms)
         began = time.perf_counter()
-        replies = await self._pipe.send(wire.data.cast("B"), len(wire))
+        sent = [self._pipe.send(command.wire.data, 1) for command in packed]
+        answers = [await self._mended(command, await answer) for command, answer in zip(packed, sent, strict=True)]
         self._observe("commit", time.perf_counter() - began)
-        if replies.count(commit.APPLIED) == len(replies):
-            return replies
-        return await self._mend(wire, replies)
+        replies = answers[0] if len(answers) == 1 else list(chain.from_iterable(answers))
+        return replies if replies.count(APPLIED) == len(replies) else [_told(reply) for reply in replies]
 
     async def read(self, keys: Array) -> list[bytes | RecurraError | None]:
         """The records at `keys`, (N, K) uint8; None where nothing is. Raises StoreUnavailable."""
-        wire = commit.reads(keys)
+        wire = reads(keys)
         began = time.perf_counter()
         replies = await self._pipe.send(wire.data.cast("B"), len(wire))
         self._observe("read", time.perf_counter() - began)
@@ -86,22 +86,16 @@ class RedisStore:
     async def close(self) -> None:
         await self._pipe.close()
 
-    async def _mend(self, wire: NDArray[np.uint8], replies: list[Any]) -> list[CommitReply]:
-        """Send again what the store could not run because it had lost the script (SCRIPT FLUSH, a new primary)."""
+    async def _mended(self, command: Command, answer: list[Any]) -> list[Any]:
+        """A command's replies; it is sent again if the store had lost the script (SCRIPT FLUSH, a new primary)."""
         for _ in range(_MENDS):
-            lost = [row for row, reply in enumerate(replies) if _no_script(reply)]
-            if not lost:
+            if not (isinstance(answer[0], ReplyError) and "NOSCRIPT" in str(answer[0])):
                 break
             loading = self._pipe.command(*_LOAD_SCRIPT)
-            again = await self._pipe.send(wire[lost].data.cast("B"), len(lost))
+            answer = await self._pipe.send(command.wire.data, 1)
             await loading
-            for row, reply in zip(lost, again, strict=True):
-                replies[row] = reply
-        return [_told(reply) for reply in replies]
-
-
-def _no_script(reply: Any) -> bool:
-    return isinstance(reply, ReplyError) and "NOSCRIPT" in str(reply)
+        replies: list[Any] = answer * command.rows if isinstance(answer[0], ReplyError) else answer[0]
+        return replies
 
 
 def _told(reply: Any) -> Any:
