@@ -45,15 +45,14 @@ def main() -> None:
     repeats = options.repeats or (1 if options.quick else 3)
     # Of the selectors, select alone waits for less than a millisecond: arrivals by a schedule need that.
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
-        measured = runner.run(_run(chosen, options.seconds, repeats))
-    results.save("costs", measured, output)
+        runner.run(_run(chosen, options.seconds, repeats, output))
     console = Console()
     for table in tables.every(results.load(output)).values():
         console.print(Markdown(table))
     console.print(f"kept in {output}")
 
 
-async def _run(chosen: list[Cell], seconds: float, repeats: int) -> list[dict[str, object]]:
+async def _run(chosen: list[Cell], seconds: float, repeats: int, output: Path) -> None:
     skipped: set[Cell] = set()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
@@ -75,7 +74,7 @@ async def _run(chosen: list[Cell], seconds: float, repeats: int) -> list[dict[st
                     progress.console.print(f"skipped: {cell}: {error}")
                 except (RuntimeError, grpc.aio.AioRpcError) as error:
                     progress.console.print(f"failed this once: {cell}: {error}")
-        return results.rows(bench.figures)
+            results.save("costs", results.rows(bench.figures), output)
 
 
 if __name__ == "__main__":

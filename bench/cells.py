@@ -11,6 +11,7 @@ RECORD_BYTES: Final = 4_416  # of an LSTM 2x256: 4 KB of state, header, name and
 FRAME_BYTES: Final = 18_688  # of 64 sessions: 64 inputs of 256 bytes, handles and two ids each
 COUNTS: Final = (1, 16, 64, 256, 1024)
 LOADS: Final = (0.1, 0.3, 0.5, 0.7, 0.9)
+LARGE: Final = "off"  # the file for large states: with one, it would be the disk that is measured
 MAX_BATCH: Final = 256  # the service's default
 
 
@@ -70,12 +71,12 @@ _COUNTS: Final = (
     *(Cell(kind, "lstm", n, "committed") for kind in ("singles", "unary") for n in (1, 16)),
 )
 _MODELS: Final = tuple(
-    Cell("pairs", model, 64, durability)
+    Cell("pairs", model, 64, durability, LARGE if model == "conv" else "everysec")
     for model in ("tiny", "gru", "wide", "conv")
     for durability in ("checkpointed", "committed")
 )
-_STATES: Final = tuple(  # without a file: it would be the disk that is measured
-    Cell("pairs", f"state{kb}", 16, durability, "off")
+_STATES: Final = tuple(
+    Cell("pairs", f"state{kb}", 16, durability, LARGE)
     for durability in ("checkpointed", "committed")
     for kb in STATE_KB
 )

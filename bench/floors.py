@@ -10,23 +10,21 @@ from collections.abc import AsyncIterator
 import grpc.aio
 import numpy as np
 import onnx
-import onnxruntime
 import redis
+from onnxruntime import InferenceSession, SessionOptions
 
 from bench.loads import Done
 
-Session = onnxruntime.InferenceSession
 
-
-def raw(model: onnx.ModelProto) -> Session:
+def raw(model: onnx.ModelProto) -> InferenceSession:
     """ONNX Runtime alone, on one thread."""
-    options = onnxruntime.SessionOptions()
+    options = SessionOptions()
     options.intra_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return Session(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-async def run(session: Session, batch: int, until: float) -> Done:
+async def run(session: InferenceSession, batch: int, until: float) -> Done:
     """One timestep a run of so many sessions at once; states, if they are inputs, are zeros and not even kept."""
     random, feeds = np.random.default_rng(0), {}
     for port in session.get_inputs():

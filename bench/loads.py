@@ -232,8 +232,9 @@ class Stream:
         answer = await self._call.read()
         if answer is grpc.aio.EOF:
             raise RuntimeError(f"the stream ended: {await self._call.details()}")
-        if answer.frame.errors or answer.frame.HasField("status"):
-            raise RuntimeError(str(answer.frame.errors[:1] or answer.frame.status))
+        for status in [*(row.status for row in answer.frame.errors), answer.frame.status]:
+            if status.code:
+                raise RuntimeError(status.message)
         group, due = self._sent.pop(answer.frame.tag)
         self._done.count(len(self._groups[group]), due)
         return group

@@ -8,15 +8,19 @@ from collections.abc import Awaitable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 import redis
+from onnxruntime import InferenceSession
 
 from bench import floors, models, processes
 from bench.cells import Cell
 from bench.loads import Done, Sessions, names
 from bench.results import Figures
+
+
+_PATIENCE_SECONDS: Final = 60.0  # a store whose disk is behind answers nobody
 
 
 class Unavailable(Exception):
@@ -29,7 +33,7 @@ class Bench:
     def __init__(self, cells: list[Cell], seconds: float) -> None:
         self.figures: dict[Cell, Figures] = {}
         self._cells, self._seconds = cells, seconds
-        self._raw: dict[str, floors.Session] = {}
+        self._raw: dict[str, InferenceSession] = {}
         self._served: dict[str, tuple[str, int, str, int]] = {}  # by append-only policy
         self._echo = ("", 0)
 
@@ -95,7 +99,7 @@ class Bench:
                     return await metered(pids, sessions.offered(cell.kind, peak * cell.load, self._seconds))
                 return await metered(pids, getattr(sessions, cell.kind)(time.perf_counter() + self._seconds))
         finally:
-            with redis.Redis.from_url(url) as connection:
+            with redis.Redis.from_url(url, socket_timeout=_PATIENCE_SECONDS) as connection:
                 connection.flushall()
             os.sync()  # no cell pays for the sessions and the files of those before
 

@@ -58,7 +58,7 @@ def conv_lstm(*, filters: int = 8, side: int = 64, seed: int = 7) -> onnx.ModelP
     Its states h and c are (batch, filters, side, side): 256 KB together by default.
     """
     random = np.random.default_rng(seed)
-    stored = {
+    stored: dict[str, Array] = {
         "kernel": random.normal(0, 0.3, (4 * filters, 1, 3, 3)).astype(np.float32),
         "recurrent": random.normal(0, 0.1, (4 * filters, filters, 3, 3)).astype(np.float32),
         "head": random.normal(0, 0.3, (1, filters, 1, 1)).astype(np.float32),
@@ -89,7 +89,7 @@ def independent(*, hidden: int, features: int = 16, seed: int = 7) -> onnx.Model
     x (batch, features) -> y (batch, features), the first units of h'.
     """
     random = np.random.default_rng(seed)
-    stored = {
+    stored: dict[str, Array] = {
         "w": random.normal(0, 1 / np.sqrt(features), (features, hidden)).astype(np.float32),
         "u": random.uniform(-0.9, 0.9, hidden).astype(np.float32),
         "first": np.zeros(1, np.int64),

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from bench import results
-from bench.cells import COUNTS, LOADS, MAX_BATCH, Cell
+from bench.cells import COUNTS, LARGE, LOADS, MAX_BATCH, Cell
 from bench.models import STATE_KB
 from bench.profile import PARTS
 from bench.results import Figures
@@ -30,7 +30,7 @@ def draw(found: dict[str, Any], folder: Path) -> list[Path]:
     pictures: list[tuple[bool, Callable[[], Figure]]] = [
         (Cell("pairs", "lstm", COUNTS[-1], "committed") in costs, lambda: throughput(costs)),
         (Cell("pairs", "lstm", 64, "committed", load=LOADS[-1]) in costs, lambda: latency(costs)),
-        (Cell("pairs", "state1", 16, "committed", "off") in costs, lambda: states(costs)),
+        (Cell("pairs", "state1", 16, "committed", LARGE) in costs, lambda: states(costs)),
         (bool(split), lambda: parts(split)),
         ("stored" in found, lambda: stored(found["stored"]["found"])),
         ("soak" in found, lambda: soak(found["soak"]["found"])),
@@ -92,7 +92,7 @@ def states(costs: Costs) -> Figure:
     raw = {kb: Cell("raw", f"state{kb}", 16) for kb in STATE_KB}
     _line(axes, costs, raw, total, label="ONNX Runtime alone", color=_DARK, linestyle="--")
     for durability, color in _DURABILITIES.items():
-        cells = {kb: Cell("pairs", f"state{kb}", 16, durability, "off") for kb in STATE_KB}
+        cells = {kb: Cell("pairs", f"state{kb}", 16, durability, LARGE) for kb in STATE_KB}
         _line(axes, costs, cells, total, label=durability, color=color)
     axes.set_xscale("log", base=2)
     axes.set_xticks(STATE_KB, [f"{kb} KB" if kb < 1024 else "1 MB" for kb in STATE_KB])

@@ -44,7 +44,16 @@ def store(folder: Path, *, append_only: str = "everysec") -> Iterator[tuple[str,
 @contextmanager
 def server(models: Path, store_url: str, *more: str) -> Iterator[tuple[str, int]]:
     """`recurra serve` on a port of its own: its address and pid."""
-    flags = ["--models", models, "--listen", "127.0.0.1:0", "--store", store_url, "--log-level", "warning"]
+    flags: list[str | Path] = [
+        "--models",
+        models,
+        "--listen",
+        "127.0.0.1:0",
+        "--store",
+        store_url,
+        "--log-level",
+        "warning",
+    ]
     with _started([sys.executable, "-c", _SERVE, *flags, "--provider", "cpu", *more], r"ready on (\S+)") as started:
         yield started
 

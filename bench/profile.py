@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from typing import Final
 
@@ -123,8 +123,7 @@ async def _measured(folder: Path, count: int, durability: str) -> tuple[Costs, p
 
 def _used(store: int, client: int) -> Costs:
     """CPU microseconds so far: of this process's threads, and of the other processes."""
-    used: Counter[str] = Counter({"store": processes.cpu_microseconds(store)})
-    used["client"] = processes.cpu_microseconds(client)
+    used = defaultdict(float, store=processes.cpu_microseconds(store), client=processes.cpu_microseconds(client))
     known = {thread.native_id: thread.name for thread in threading.enumerate()}
     for task in Path("/proc/self/task").iterdir():
         thread = int(task.name)
@@ -150,7 +149,7 @@ def _calls(stats: pstats.Stats) -> tuple[int, int]:
 
 def _shares(stats: pstats.Stats) -> Costs:
     """The event loop's time by part of the code: what is of no part itself counts for those that called it."""
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     for (file, _, name), (_, _, own, _, callers) in stats.stats.items():  # type: ignore[attr-defined]
         if "poll" in name:  # it waits
             continue
@@ -160,7 +159,7 @@ def _shares(stats: pstats.Stats) -> Costs:
             continue
         for (caller, _, _), (_, _, spent, _) in callers.items():
             seconds[_part(caller) or _TURNS] += spent
-    return {part: spent / seconds.total() for part, spent in sorted(seconds.items())}
+    return {part: spent / sum(seconds.values()) for part, spent in sorted(seconds.items())}
 
 
 def _part(file: str) -> str | None:

@@ -58,7 +58,7 @@ async def _measured(folder: Path, most: int, seconds: float) -> list[Point]:
         processes.server(repository, url) as (address, server),
         Progress(*columns) as progress,
     ):
-        task, known, pids = progress.add_task("sessions", total=most), [], {"server": server, "store": store}
+        task, known, pids = progress.add_task("sessions", total=most), list[str](), {"server": server, "store": store}
         for mark in [*(mark for mark in MARKS if mark < most), most]:
             while len(known) < mark:
                 new = names(min(_WAVE, mark - len(known)))

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any, Final
 
 from bench import results
-from bench.cells import COUNTS, ECHO, FLOORS, MAIN, STORES, Cell
+from bench.cells import COUNTS, ECHO, FLOORS, LARGE, MAIN, STORES, Cell
 from bench.models import EXAMPLES
 from bench.results import Figures
 
@@ -36,6 +36,11 @@ def every(found: dict[str, Any]) -> dict[str, str]:
         facts = found["costs"]["machine"]
         made["machine"] = f"Measured {facts['date']} on {facts['cores']} cores ({facts['cpu']})."
         made |= {table.__name__: table(costs) for table in (targets, loads, counts, models)}
+    if "split committed" in found:
+        made["calls"] = calls(found["split committed"]["found"])
+    for table in (sizes, stored, soak):
+        if table.__name__ in found:
+            made[table.__name__] = table(found[table.__name__]["found"])
     return made
 
 
@@ -104,7 +109,8 @@ def models(costs: Costs) -> str:
     head += ["checkpointed: server + store µs", "x raw", "timesteps/s, x raw"]
     lines = []
     for name, example in EXAMPLES.items():
-        cells = [Cell("pairs", name, 64, durability) for durability in ("committed", "checkpointed")]
+        policy = LARGE if name == "conv" else "everysec"
+        cells = [Cell("pairs", name, 64, durability, policy) for durability in ("committed", "checkpointed")]
         if cells[0] not in costs:
             continue
         line = [example.title, spread(costs[cells[0].floor]["server"])]
@@ -152,6 +158,14 @@ def _latency(row: Figures) -> str:
 def _table(head: list[str], lines: list[list[str]]) -> str:
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
+
+
+def calls(found: dict[str, dict[str, float]]) -> str:
+    """Python calls a frame, profiled."""
+    columns = {count: found[count] for count in sorted(found, key=int)}
+    lines = [["the service's own, and numpy's", *(f"{row['calls']:,.0f}" for row in columns.values())]]
+    lines.append(["asyncio's turns", *(f"{row['turns']:,.0f}" for row in columns.values())])
+    return _table(["Python calls a frame", *(f"{int(count):,} sessions" for count in columns)], lines)
 
 
 def sizes(found: dict[str, dict[str, float]]) -> str:
