@@ -19,7 +19,6 @@ from bench.cells import Cell
 from bench.loads import Done, Sessions, names
 from bench.results import Figures
 
-
 _PATIENCE_SECONDS: Final = 60.0  # a store whose disk is behind answers nobody
 
 
