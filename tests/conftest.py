@@ -8,10 +8,14 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.service import zoo
 from tests.service.caller import Caller
 from tests.service.processes import ServerProcess, ValkeyProcess
+
+settings.register_profile("recurra", deadline=None)  # machines are noisy: no test asserts a time
+settings.load_profile("recurra")
 
 StartServer = Callable[..., ServerProcess]
 

@@ -161,7 +161,7 @@ async def _load(
         runner = SlabRunner(
             model.signature, model.program, device, slots=slots + 1, ragged=model.ragged, start=model.start
         )
-        limits = Limits(queue=settings.queue_limit, slots=slots)
+        limits = Limits(queue=settings.queue_limit, slots=slots, checkpoint_seconds=settings.checkpoint_seconds)
         served.engines[name] = Engine(model, runner, store, SystemClock(), metrics.for_model(name), limits=limits)
         _log.info("model.loaded", model=name, version=model.version, seconds=round(time.monotonic() - began, 3))
         if ending.done():

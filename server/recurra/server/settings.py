@@ -137,6 +137,9 @@ _RULES: Final = {
     ),
     "slots": _Rule("16384", _whole(1, 1 << 24), "a whole number of sessions, 1 to 16777216", "kept hot per model"),
     "store_timeout_seconds": _Rule("5.0", _seconds, "seconds above 0", "longest wait for the store's answer"),
+    "checkpoint_seconds": _Rule(
+        "1.0", _seconds, "seconds above 0", "longest that a checkpointed operation is kept from the store"
+    ),
     "max_message_bytes": _Rule(
         str(64 << 20), _whole(1 << 16, (1 << 31) - 1), "a whole number of bytes, 65536 to 2147483647", "largest message"
     ),
@@ -170,6 +173,7 @@ class Settings:
     queue_limit: int
     slots: int
     store_timeout_seconds: float
+    checkpoint_seconds: float
     max_message_bytes: int
     appendfsync: Literal["always", "everysec", "no"]
     log_level: Literal["debug", "info", "warning", "error"]

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from recurra.server.engine.batch import Batch
 from recurra.server.engine.judge import continues, judge
 from recurra.server.engine.operation import Create, Kind
+from recurra.server.engine.ownership import Ownership
 from recurra.server.engine.scheduler import Part
 from recurra.server.store import record
 from recurra.wire.errors import (
@@ -25,6 +26,7 @@ from recurra.wire.errors import (
 LAYOUT = np.array([11, 12], np.uint64)
 DIGEST = np.array([21, 22], np.uint64)
 NOW_MS = 1_000_000
+OWNERSHIP = Ownership(1.0)
 FIRST, LAST, NEW, OTHER, EARLIER, NONE = (1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (0, 0)
 
 
@@ -40,8 +42,11 @@ def head(last=LAST, *, kind=record.LIVE, incarnation=FIRST, operation=Kind.PREDI
 
 def both(block, heads, *, digest=DIGEST, row=0):
     """What the columns and the judge say of one row."""
-    verdict = judge(block, row, heads[row], LAYOUT, digest=digest, now_ms=NOW_MS)
-    return bool(continues(Batch([Part(block, np.arange(len(heads)))]), heads, LAYOUT, now_ms=NOW_MS)[row]), verdict
+    others = bool(OWNERSHIP.others(heads, NOW_MS)[row])
+    verdict = judge(block, row, heads[row], LAYOUT, digest=digest, others=others, now_ms=NOW_MS)
+    return bool(
+        continues(Batch([Part(block, np.arange(len(heads)))]), heads, LAYOUT, OWNERSHIP, now_ms=NOW_MS)[row]
+    ), verdict
 
 
 @pytest.fixture
@@ -192,4 +197,4 @@ def test_a_batch_is_decided_row_by_row_whatever_blocks_it_came_from(block):
     second = block([3, 4, 5], ids=np.array([OTHER, NEW, NEW], np.uint64), create=Create.NEW)
     batch = Batch([Part(first, np.array([1, 0])), Part(second, np.array([0, 2]))])
     heads = np.concatenate([head(), head(), head(), record.MISSING])
-    assert continues(batch, heads, LAYOUT, now_ms=NOW_MS).tolist() == [False, True, False, True]
+    assert continues(batch, heads, LAYOUT, OWNERSHIP, now_ms=NOW_MS).tolist() == [False, True, False, True]

@@ -155,6 +155,7 @@ class Answer:
     created: bool
     duplicate: bool
     expire_ms: int
+    durable: int
 
 
 @dataclass
@@ -187,6 +188,7 @@ class Call:
             bool(head["flags"] & record.CREATED),
             self.row in self.block.duplicates,
             int(head["expire_ms"]),
+            int(head["position"] if self.block.durable is None else self.block.durable[self.row]),
         )
 
 
@@ -304,7 +306,14 @@ class World:
         self.url, self.model, self._stack = url, model, stack
 
     async def replica(
-        self, *, model: Model | None = None, url: str = "", slots: int = 64, queue: int = 8192, max_batch: int = 0
+        self,
+        *,
+        model: Model | None = None,
+        url: str = "",
+        slots: int = 64,
+        queue: int = 8192,
+        max_batch: int = 0,
+        checkpoint_seconds: float = 60.0,
     ) -> Replica:
         """One more replica; on a wire of the test's own where a `url` is given."""
         model = model or self.model
@@ -317,7 +326,8 @@ class World:
         runner = SlabRunner(
             model.signature, model.program, device, slots=slots + 1, ragged=model.ragged, start=model.start
         )
-        made = Replica(model, store, runner, limits=Limits(queue=queue, slots=slots))
+        limits = Limits(queue=queue, slots=slots, checkpoint_seconds=checkpoint_seconds)
+        made = Replica(model, store, runner, limits=limits)
         self._stack.push_async_callback(made.stop)
         return made
 

@@ -64,6 +64,7 @@ class FrameStream:
         finally:
             for block in self._flying:
                 self._bound().cancel(block)
+            self._leave([*self._names])
 
     async def _take(self, request: inference_pb2.StreamPredictRequest) -> None:
         match request.WhichOneof("kind"):
@@ -105,7 +106,14 @@ class FrameStream:
             if name is None:
                 raise InvalidArgument(f"handle {handle} is not bound")
             self._bound_names.remove(name)
-            self._uses[handle] = _NOT_BOUND
+        self._leave(list(handles))
+        self._uses[list(handles)] = _NOT_BOUND
+
+    def _leave(self, handles: list[int]) -> None:
+        """Let their sessions go, if they still have the slots that they had here."""
+        if self._engine is not None and handles:
+            slots = self._slots[handles]
+            self._engine.leave(slots[self._engine.slots.uses[slots] == self._uses[handles]])
 
     def _submit(self, frame: inference_pb2.Frame) -> None:
         """Queue a frame. One that is malformed is refused whole, and the stream goes on."""
@@ -144,7 +152,7 @@ class FrameStream:
             raise InvalidArgument("the frame names a handle that is not bound")
         if len(np.unique(handles)) != rows:
             raise InvalidArgument("the frame names a handle twice")
-        operations.known(frame.options)
+        checkpointed = operations.checkpointed(frame.options, engine.model.config.durability)
         arrays, timesteps = inputs.chunk(engine.model.signature, frame.inputs, rows)
         options = frame.options
         sequences = options.return_sequences if options.HasField("return_sequences") else True
@@ -161,6 +169,7 @@ class FrameStream:
                 timesteps=count,
                 salt=operations.options_salt(Kind.PREDICT, count, options.return_states, sequences),
                 commit=options.commit if options.HasField("commit") else True,
+                checkpointed=checkpointed,
                 return_states=options.return_states,
                 return_sequences=sequences,
                 create=operations.create(frame.create),
@@ -243,10 +252,19 @@ def _result(signature: Signature, pending: _Pending) -> inference_pb2.FrameResul
     if states:
         result.states.extend(to_tensor(s, spec.name) for s, spec in zip(states, signature.states, strict=True))
     result.positions = headers["position"].tobytes()
+    if any(block.durable is not None for block, _ in answered):
+        result.durable_positions = _columns(
+            [(_durable(block), rows) for block, rows in answered], pending.rows
+        ).tobytes()
     result.incarnations = headers["incarnation"].tobytes()
     result.created = (headers["flags"] & record.CREATED).astype(np.uint8).tobytes()
     result.expire_time.CopyFrom(operations.from_ms(int(headers["expire_ms"].max())))
     return result
+
+
+def _durable(block: Block) -> Array:
+    assert block.headers is not None
+    return block.headers["position"] if block.durable is None else block.durable
 
 
 def _columns(parts: list[tuple[Array, Rows]], rows: int) -> Array:

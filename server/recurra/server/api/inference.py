@@ -32,7 +32,8 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.PredictResponse:
         engine = self._served.engine(request.model)
         model, options = engine.model, request.options
-        operations.known(options)
+        if operations.checkpointed(options, "committed"):
+            raise InvalidArgument("a call is committed before it is answered: checkpointed is for frames on a stream")
         arrays, timesteps = inputs.chunk(model.signature, request.inputs, None)
         steps = _steps(model, request.mask, timesteps) if request.mask else None
         if steps is not None:

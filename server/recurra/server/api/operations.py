@@ -31,6 +31,11 @@ _CREATE: Final = {
     session_pb2.CREATE_NEVER: Create.NEVER,
     session_pb2.CREATE_NEW: Create.NEW,
 }
+_DURABILITIES: Final = {
+    inference_pb2.DURABILITY_UNSPECIFIED: "",
+    inference_pb2.DURABILITY_COMMITTED: "committed",
+    inference_pb2.DURABILITY_CHECKPOINTED: "checkpointed",
+}
 _LEAST_TTL_SECONDS, _LONGEST_TTL_SECONDS = 1e-3, 10 * 365 * 86_400
 
 
@@ -84,10 +89,16 @@ def options_salt(kind: Kind, timesteps: int, return_states: bool, return_sequenc
     return salt(kind, timesteps, return_states, return_sequences)
 
 
-def known(options: inference_pb2.PredictOptions) -> None:
-    """Raise InvalidArgument for a durability this server does not have."""
-    if options.durability not in (inference_pb2.DURABILITY_UNSPECIFIED, inference_pb2.DURABILITY_COMMITTED):
+def checkpointed(options: inference_pb2.PredictOptions, default: str) -> bool:
+    """Whether a frame may be answered before the store has it; `default`: the model's durability."""
+    levels = (
+        inference_pb2.DURABILITY_UNSPECIFIED,
+        inference_pb2.DURABILITY_COMMITTED,
+        inference_pb2.DURABILITY_CHECKPOINTED,
+    )
+    if options.durability not in levels:
         raise InvalidArgument(f"durability {options.durability} is unknown to this server")
+    return options.durability == levels[2] or (options.durability == levels[0] and default == "checkpointed")
 
 
 def block(

@@ -150,7 +150,7 @@ class Sessions(session_pb2_grpc.SessionServiceServicer):
 
 
 async def _live(engine: Engine, name: str) -> record.Record:
-    found = await engine.reader.look(operations.session_name(name))
+    found = await engine.look(operations.session_name(name))
     if found is None:
         raise SessionNotFound(f"model '{engine.model.name}' has no session '{name}'")
     if found.header["kind"][0] == record.CLOSED:

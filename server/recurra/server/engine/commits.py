@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from recurra.server.engine import reply
 from recurra.server.engine.batch import Batch
+from recurra.server.engine.heads import advanced
 from recurra.server.engine.judge import gone
 from recurra.server.engine.operation import Block, Create, Kind, Rows
+from recurra.server.engine.ownership import Ownership
 from recurra.server.engine.seams import Clock, Store
 from recurra.server.engine.slots import Slots
 from recurra.server.store import commit, record
@@ -26,22 +28,33 @@ Array = NDArray[Any]
 TOMBSTONE_MS: Final = 3_600_000  # an ended session answers CLOSED for so long
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, kw_only=True)
 class Flight:
-    """A batch that was run, until the store has answered.
+    """New records on their way, until the store has answered.
 
     Attributes:
-        outputs, states: (N, ...), what clients get.
+        slots, epochs: (N,), whose.
         expected, headers: (N,) HEADER, where the sessions stood before and stand after.
+        mine: (N,) bool, which of them this replica owns once this is applied.
+        batch: the operations that wait for it; None at a checkpoint.
+        outputs, states: (N, ...), what their clients get.
     """
 
-    batch: Batch
-    outputs: list[Array]
-    states: list[Array]
+    slots: Array
+    epochs: Array
     expected: Array
     headers: Array
     answer: asyncio.Future[list[Any]]
     started: float
+    mine: NDArray[np.bool_] | None = None
+    batch: Batch | None = None
+    outputs: list[Array] = field(default_factory=list)
+    states: list[Array] = field(default_factory=list)
+
+    @property
+    def commits(self) -> bool:
+        """Whether it changes records, or only waits behind others that do."""
+        return self.batch is None or self.batch.head.commit
 
 
 class Commits:
@@ -57,6 +70,7 @@ class Commits:
         store: Store,
         clock: Clock,
         *,
+        ownership: Ownership,
         layout: Array,
         reply_tag: int,
         redo: Callable[[Block, Rows], None],
@@ -65,50 +79,66 @@ class Commits:
     ) -> None:
         """`redo`: puts rows back to be decided anew. `settled`: told of rows that are done, `landed` of flights."""
         self._slots, self._store, self._clock = slots, store, clock
-        self._layout, self._reply_tag = layout, reply_tag
+        self._ownership, self._layout, self._reply_tag = ownership, layout, reply_tag
         self._redo, self._settled, self._landed = redo, settled, landed
         self._flights: deque[Flight] = deque()
-        self._came = asyncio.Event()
+        self._came, self._gone = asyncio.Event(), asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._flights)
 
-    def send(self, batch: Batch, outputs: list[Array], states: list[Array], state: Array, rebased: Array) -> None:
+    def send(
+        self, batch: Batch, outputs: list[Array], states: list[Array], state: Array, rebased: Array
+    ) -> NDArray[np.bool_]:
         """Send a batch's new records.
 
         Args:
             outputs, states: (N, ...), what the clients get and the record keeps.
             state: (N, state_bytes) uint8, the new state.
             rebased: (N,) bool, whose position starts from 0.
+
+        Returns:
+            (N,) bool: which sessions are this replica's once the store has applied it.
         """
-        slots, kind = batch.slots, batch.head.kind
-        expected = self._slots.headers[slots]
-        new = expected.copy()
-        created = expected["kind"] != record.LIVE
-        now_ms = int(self._clock.time() * 1000)
-        ttl_ms = np.full(len(batch), TOMBSTONE_MS) if kind is Kind.END else batch.ttl_ms
-        new["format"], new["operation"] = record.FORMAT, kind
-        new["kind"] = record.CLOSED if kind is Kind.END else record.LIVE
+        slots, kind, now_ms = batch.slots, batch.head.kind, int(self._clock.time() * 1000)
+        before = self._slots.headers[slots]
+        new = advanced(before, batch, rebased, now_ms=now_ms)
+        self._slots.ttl_ms[slots] = TOMBSTONE_MS if kind is Kind.END else batch.ttl_ms
         new["identity"], new["name_bytes"] = self._slots.identities[slots], self._slots.name_bytes[slots]
         new["layout"], new["reply_tag"] = self._layout, self._reply_tag
-        new["recent"][:, 1:], new["recent"][:, 0] = expected["recent"][:, :-1], expected["id"]
-        new["id"], new["digest"] = batch.ids, batch.digests()
-        new["incarnation"] = np.where(created[:, None], batch.ids, expected["incarnation"])
-        new["commit"] = np.frombuffer(os.urandom(16 * len(batch)), "<u8").reshape(-1, 2)
-        new["position"] = np.where(created | rebased, 0, expected["position"]) + np.uint64(batch.head.timesteps)
-        new["update_ms"], new["expire_ms"] = now_ms, now_ms + ttl_ms
-        kept = reply.pack(outputs + states)
-        new["flags"] = created * record.CREATED + (not kept.shape[1] and bool(outputs)) * record.REPLY_DROPPED
+        mine = (self._slots.owned[slots] | self._ownership.claims(batch, before, now_ms)) & (kind is not Kind.END)
+        kept = reply.pack(outputs + states, rows=len(batch))
+        if not kept.shape[1] and outputs:
+            new["flags"] |= record.REPLY_DROPPED
         if kind is Kind.END:
             state = state[:, :0]
-        if len(kept) != len(batch):
-            kept = np.empty((len(batch), 0), np.uint8)
+        told = {"batch": batch, "epochs": batch.epochs, "outputs": outputs, "states": states}
+        self._send(slots, new, state, kept, mine, **told)
+        return mine
+
+    def checkpoint(self, slots: Array, state: Array, kept: Array, *, mine: NDArray[np.bool_]) -> Flight:
+        """Send where these sessions stand; nobody waits for it.
+
+        Args:
+            state: (N, state_bytes) uint8.
+            kept: (N, R) uint8, the packed replies of their last operations.
+            mine: (N,) bool, which of them this replica still owns then.
+        """
+        return self._send(slots, self._slots.headers[slots], state, kept, mine, epochs=self._slots.epoch[slots])
+
+    def _send(
+        self, slots: Array, new: Array, state: Array, kept: Array, mine: NDArray[np.bool_], **more: Any
+    ) -> Flight:
+        now_ms, ttl_ms, expected = int(self._clock.time() * 1000), self._slots.ttl_ms[slots], self._slots.stored[slots]
+        new["commit"] = np.frombuffer(os.urandom(16 * len(slots)), "<u8").reshape(-1, 2)
+        new["expire_ms"] = now_ms + ttl_ms
+        self._ownership.mark(new, mine, now_ms)
         records = record.pack(new, self._slots.names[slots], state, kept)
-        self._slots.headers[slots] = new
-        self._slots.read_at[slots] = 0
-        sending = self._store.commit(self._slots.keys[slots], expected, records, ttl_ms)
-        answer = asyncio.ensure_future(sending)
-        self._fly(Flight(batch, outputs, states, expected, new, answer, self._clock.monotonic()))
+        self._slots.headers[slots] = self._slots.stored[slots] = new
+        self._slots.read_at[slots], self._slots.dirty_at[slots] = 0, np.inf
+        self._slots.owned[slots] &= mine
+        answer = asyncio.ensure_future(self._store.commit(self._slots.keys[slots], expected, records, ttl_ms))
+        return self._fly(slots=slots, expected=expected, headers=new, answer=answer, mine=mine, **more)
 
     def hold(self, batch: Batch, outputs: list[Array], states: list[Array], rebased: Array) -> None:
         """Keep a batch that changes nothing behind the commits that it rests on."""
@@ -118,7 +148,15 @@ class Commits:
         headers, counts = there.copy(), (there["kind"] == record.LIVE) & ~rebased
         headers["position"] = there["position"] * counts + np.uint64(batch.head.timesteps)
         headers["flags"] = 0
-        self._fly(Flight(batch, outputs, states, there, headers, answer, self._clock.monotonic()))
+        columns = {"slots": batch.slots, "epochs": batch.epochs, "expected": there, "headers": headers}
+        self._fly(answer=answer, batch=batch, outputs=outputs, states=states, **columns)
+
+    async def landed(self) -> None:
+        """Wait until what is in flight now has landed."""
+        last = self._flights[-1] if self._flights else None
+        while last in self._flights:
+            self._gone.clear()
+            await self._gone.wait()
 
     async def settle(self) -> None:
         """Settle flights as they are answered; runs for the engine's life."""
@@ -131,58 +169,71 @@ class Commits:
         finally:
             for flight in self._flights:  # nobody will ask what became of them
                 flight.answer.cancel()
+            self._flights.clear()
+            self._gone.set()
 
     async def _settle_first(self) -> None:
         flight = self._flights[0]
         try:
             replies = await flight.answer
         except RecurraError as error:
-            replies = [error] * len(flight.batch)
+            replies = [error] * len(flight.slots)
         self._flights.popleft()
-        if replies.count(commit.APPLIED) == len(replies) and self._current(flight).all():
+        current = self._slots.epoch[flight.slots] == flight.epochs
+        if replies.count(commit.APPLIED) == len(replies) and current.all():
+            self._store_has(flight, slice(None))
             at = 0
-            for block, rows in flight.batch.parts:
+            for block, rows in flight.batch.parts if flight.batch else ():
                 self._acknowledge(flight, block, rows, slice(at, at + len(rows)))
                 at += len(rows)
         else:
-            self._sort_out(flight, replies)
+            self._sort_out(flight, replies, current)
         self._landed(flight)
+        self._gone.set()
 
-    def _fly(self, flight: Flight) -> None:
+    def _fly(self, **columns: Any) -> Flight:
+        flight = Flight(started=self._clock.monotonic(), **columns)
         self._flights.append(flight)
         self._came.set()
+        return flight
 
-    def _current(self, flight: Flight) -> NDArray[np.bool_]:
-        if flight.batch.head.commit:
-            return np.ones(1, bool)  # the store has decided
-        same: NDArray[np.bool_] = self._slots.epoch[flight.batch.slots] == flight.batch.epochs
-        return same
+    def _store_has(self, flight: Flight, places: slice | Array) -> None:
+        """Note what these sessions' slots may rely on now."""
+        if flight.mine is not None:
+            slots = flight.slots[places]
+            self._slots.durable[slots] = flight.headers["position"][places]
+            # Not those that were released since: that is on its way.
+            self._slots.owned[slots] |= flight.mine[places] & self._ownership.ours(self._slots.stored[slots])
 
     def _acknowledge(self, flight: Flight, block: Block, rows: Rows, places: slice) -> None:
         outputs, states = [o[places] for o in flight.outputs], [s[places] for s in flight.states]
         block.answer(rows, outputs, states, flight.headers[places])
         self._settled(block, rows)
 
-    def _sort_out(self, flight: Flight, replies: list[Any]) -> None:
+    def _sort_out(self, flight: Flight, replies: list[Any], current: NDArray[np.bool_]) -> None:
         """Settle a flight row by row: something in it was not plainly applied."""
-        current = np.broadcast_to(self._current(flight), len(replies))
-        for place, block, row in flight.batch.each():
-            answer, slot = replies[place], block.slots[row : row + 1]
-            applied = answer in (commit.APPLIED, commit.DUPLICATE) or self._overtaken(flight, place, answer)
-            if applied and current[place]:
-                self._acknowledge(flight, block, np.array([row]), slice(place, place + 1))
+        applied = np.array(
+            [
+                answer in (commit.APPLIED, commit.DUPLICATE) or self._overtaken(flight, place, answer)
+                for place, answer in enumerate(replies)
+            ]
+        )
+        self._store_has(flight, np.flatnonzero(applied & current))
+        self._slots.give_up(flight.slots[~applied & current])
+        for place, block, row in flight.batch.each() if flight.batch else ():
+            answer, rows = replies[place], np.array([row])
+            if applied[place] and (current[place] or flight.commits):  # the store has decided
+                self._acknowledge(flight, block, rows, slice(place, place + 1))
                 continue
-            if self._slots.epoch[slot[0]] == flight.batch.epochs[place]:
-                self._slots.give_up(slot)
             if answer == commit.MISSING:
-                answer = self._gone(block, row, int(flight.expected["expire_ms"][place]))
+                answer = self._missing(block, row, int(flight.expected["expire_ms"][place]))
             if isinstance(answer, RecurraError):
                 block.refuse(row, answer)
-                self._settled(block, np.array([row]))
+                self._settled(block, rows)
             else:
-                self._redo(block, np.array([row]))
+                self._redo(block, rows)
 
-    def _gone(self, block: Block, row: int, expire_ms: int) -> RecurraError | None:
+    def _missing(self, block: Block, row: int, expire_ms: int) -> RecurraError | None:
         """The session was there when the operation was run. None: it expired, and the operation may begin it anew."""
         now_ms = int(self._clock.time() * 1000)
         anew = now_ms >= expire_ms and block.create is not Create.NEVER and not block.afters[row].any()
@@ -192,10 +243,10 @@ class Commits:
         """Whether the header found is of a later flight of ours: after a resend, both had been applied already."""
         if not isinstance(answer, bytes):
             return False
-        slot, epoch = flight.batch.slots[place], flight.batch.epochs[place]
+        slot, epoch = flight.slots[place], flight.epochs[place]
         return any(
             answer == later.headers[at].tobytes()
             for later in self._flights
-            if later.batch.head.commit
-            for at in np.flatnonzero((later.batch.slots == slot) & (later.batch.epochs == epoch))
+            if later.commits
+            for at in np.flatnonzero((later.slots == slot) & (later.epochs == epoch))
         )

@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 from recurra.models import Model
 from recurra.server.engine import reply
 from recurra.server.engine.batch import Batch
+from recurra.server.engine.checkpoints import Checkpoints
 from recurra.server.engine.chunks import PIECE, cuttable, run_long
 from recurra.server.engine.commits import Commits, Flight
 from recurra.server.engine.digest import digests
+from recurra.server.engine.heads import advanced
 from recurra.server.engine.judge import continues, judge
 from recurra.server.engine.loader import Loader
 from recurra.server.engine.operation import Block, Kind, Rows
 from recurra.server.engine.outcome import Outcome
+from recurra.server.engine.ownership import Ownership
 from recurra.server.engine.reading import Reader
 from recurra.server.engine.scheduler import Part, Scheduler
 from recurra.server.engine.seams import Clock, Runner, Step, Store
@@ -54,10 +57,15 @@ _METRIC_KINDS: Final[dict[Kind, MetricKind]] = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much a model may hold. `queue` in operations, `slots` in sessions."""
+    """How much a model may hold.
+
+    `queue` in operations, `slots` in sessions; `checkpoint_seconds`: how long an operation that was acknowledged may be
+    kept from the store.
+    """
 
     queue: int
     slots: int
+    checkpoint_seconds: float = 1.0
 
 
 class Engine:
@@ -80,16 +88,19 @@ class Engine:
         self.reader = Reader(store, model.name)
         self.slots = Slots(limits.slots, self._prefix)
         self._scheduler = Scheduler(max_batch=model.max_batch, slots=limits.slots + 1)
+        self._ownership = Ownership(limits.checkpoint_seconds)
         self._commits = Commits(
             self.slots,
             store,
             clock,
+            ownership=self._ownership,
             layout=self._layout,
             reply_tag=self._reply_tag,
             redo=self._conflicted,
             settled=self._settled,
             landed=self._landed,
         )
+        self._checkpoints = Checkpoints(self.slots, runner, self._commits, clock, self._ownership)
         self._stateless = np.arange(limits.slots + 1) == 0  # ready while the store is behind
         self._loader = Loader(self.slots, runner, store)
         self._sequence = 0
@@ -138,17 +149,30 @@ class Engine:
         for part in self._scheduler.withdraw(block):
             self._refuse(part, DeadlineExceeded("cancelled before it was started"))
 
+    async def look(self, session: str) -> record.Record | None:
+        """The session's record, of all that was acknowledged here. Raises StoreUnavailable, DataLoss."""
+        slot = self.slots.find(record.identity("default", self.model.name, session))
+        if slot is not None:
+            await self._checkpoints.flush(np.array([slot]))
+        return await self.reader.look(session)
+
+    def leave(self, slots: Rows) -> None:
+        """A stream has let these sessions go: what they did is written, and other replicas may have them."""
+        self._checkpoints.leave(slots)
+
     async def drain(self) -> None:
-        """Take nothing new; return once everything queued or in flight is answered."""
+        """Take nothing new; return once everything queued or in flight is answered, and the store has it."""
         self._draining = True
         if self._busy:
             await self._idle.wait()
+        await self._checkpoints.flush(np.flatnonzero(self.slots.owned), release=True)
 
     async def run(self) -> None:
         """Serve until cancelled; then everything unanswered is refused, and what else comes."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._commits.settle(), name=f"commits of {self.model.name}")
+                tasks.create_task(self._checkpoints.run(), name=f"checkpoints of {self.model.name}")
                 while True:
                     await self._turn(tasks)
         finally:
@@ -166,8 +190,8 @@ class Engine:
         if len(cold):
             tasks.create_task(self._load(cold), name=f"load for {self.model.name}")
         longest = PIECE if self._long and self._cuttable else sys.maxsize
-        ready = self.slots.ready if len(self._commits) < _MAX_FLIGHTS else self._stateless
-        parts, late = self._scheduler.next(self._clock.monotonic(), ready, longest=longest)
+        ready, at_once = self._ready()
+        parts, late = self._scheduler.next(self._clock.monotonic(), ready, at_once, longest=longest)
         for part in late:
             self._refuse(part, DeadlineExceeded("its deadline passed in the queue"))
         batch = self._admit(parts) if parts else None
@@ -180,6 +204,14 @@ class Engine:
         elif not parts and not late:
             self._wake.clear()
             await self._wake.wait()
+
+    def _ready(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which slots may be run, (slots,) bool: for what is committed before it is answered, and for the rest."""
+        slots, behind = self.slots, len(self._commits) >= _MAX_FLIGHTS
+        ready = self._stateless if behind else slots.ready
+        if self._checkpoints.late:
+            return ready, self._stateless
+        return ready, slots.ready & slots.owned if behind else ready
 
     async def _arrive(self) -> None:
         """Let calls come in that have reached the sockets already, if there are several callers.
@@ -214,7 +246,7 @@ class Engine:
         if batch.head.stateless:
             return batch
         heads, now_ms = self.slots.headers[batch.slots], int(self._clock.time() * 1000)
-        fits = continues(batch, heads, self._layout, now_ms=now_ms)
+        fits = continues(batch, heads, self._layout, self._ownership, now_ms=now_ms)
         if not batch.head.commit:  # no compare-and-set will tell whether the slot is up to date: it is fresh, or named
             fits &= batch.afters.any(1) | (self.slots.read_at[batch.slots] > batch.sequences)
         if fits.all():
@@ -227,14 +259,17 @@ class Engine:
     def _decide(self, block: Block, row: int) -> None:
         """One operation does not continue what is in its slot: answer it from the store's word, or ask for that."""
         rows, slot = np.array([row]), int(block.slots[row])
-        kept = self._loader.replies.get(slot)
-        if self.slots.read_at[slot] <= block.sequence or kept is None:
+        owned = bool(self.slots.owned[slot])  # then the slot knows more than the store
+        kept = self._checkpoints.reply(slot) if owned else self._loader.replies.get(slot)
+        if kept is None or not (owned or self.slots.read_at[slot] > block.sequence):
             self.slots.give_up(rows * 0 + slot)
             self._redo(block, rows)
             return
         head = self.slots.headers[slot]
         digest = digests([array[row : row + 1] for array in block.inputs], np.array([block.salt], np.uint64))[0]
-        error = judge(block, row, head, self._layout, digest=digest, now_ms=int(self._clock.time() * 1000))
+        now_ms = int(self._clock.time() * 1000)
+        others = bool(self._ownership.others(head[None], now_ms)[0])
+        error = judge(block, row, head, self._layout, digest=digest, others=others, now_ms=now_ms)
         if error is None and not (head["id"] == block.ids[row]).all():
             self.slots.give_up(rows * 0 + slot)
             self._redo(block, rows)
@@ -336,23 +371,44 @@ class Engine:
         if not good.any():
             return
         outcome = outcome.only(good)
+        owned = self.slots.owned[outcome.batch.slots] & outcome.batch.head.checkpointed
+        if owned.all() or not owned.any():
+            self._keep(outcome, at_once=bool(owned[0]))
+        else:
+            self._keep(outcome.only(owned), at_once=True)
+            self._keep(outcome.only(~owned), at_once=False)
+        self._metrics.observe_stage("pack", self._clock.monotonic() - began)
+
+    def _keep(self, outcome: Outcome, *, at_once: bool) -> None:
+        """Answer a batch that changes nothing that is kept, or `at_once`; or send it to the store first."""
         batch, states, (outputs, told) = outcome.batch, outcome.step.states, outcome.told()
         if batch.head.stateless:
-            headers, at = self.slots.headers[batch.slots], 0
-            for block, rows in batch.parts:
-                mine = slice(at, at + len(rows))
-                block.answer(rows, [o[mine] for o in outputs], [s[mine] for s in told], headers[mine])
-                self._settled(block, rows)
-                at += len(rows)
-        elif batch.head.commit:
-            self._metrics.count_operations(_METRIC_KINDS[batch.head.kind], len(batch))
-            self._commits.send(batch, outputs, told, self._runner.to_bytes(states), outcome.rebased)
+            self._answer(batch, outputs, told, self.slots.headers[batch.slots])
+        elif not batch.head.commit:
+            self._commits.hold(batch, outputs, told, outcome.rebased)
+        elif at_once:
             self._runner.scatter(batch.slots, states)
+            before = self.slots.headers[batch.slots]
+            headers = advanced(before, batch, outcome.rebased, now_ms=int(self._clock.time() * 1000))
+            self._answer(batch, outputs, told, headers, self._checkpoints.take(batch, headers, outputs + told))
+        else:
+            mine = self._commits.send(batch, outputs, told, self._runner.to_bytes(states), outcome.rebased)
+            self._runner.scatter(batch.slots, states)
+            if mine.any():
+                self._checkpoints.remember(batch.slots, outputs + told)
             if batch.head.kind is Kind.END:  # what comes next under this name starts fresh
                 self._runner.scatter(batch.slots, self._runner.gather(np.zeros(len(batch), np.intp)))
-        else:
-            self._commits.hold(batch, outputs, told, outcome.rebased)
-        self._metrics.observe_stage("pack", self._clock.monotonic() - began)
+
+    def _answer(
+        self, batch: Batch, outputs: list[Array], states: list[Array], headers: Array, durable: Array | None = None
+    ) -> None:
+        at = 0
+        for block, rows in batch.parts:
+            mine = slice(at, at + len(rows))
+            stored = None if durable is None else durable[mine]
+            block.answer(rows, [o[mine] for o in outputs], [s[mine] for s in states], headers[mine], stored)
+            self._settled(block, rows)
+            at += len(rows)
 
     # ---- the end of an operation
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from recurra.server.engine.batch import Batch
 from recurra.server.engine.operation import Block, Create, Kind
+from recurra.server.engine.ownership import Ownership
 from recurra.server.store import record
 from recurra.wire.errors import (
     AlreadyApplied,
@@ -19,6 +20,7 @@ from recurra.wire.errors import (
     DataLoss,
     Diverged,
     ModelChanged,
+    Owned,
     RecurraError,
     SessionClosed,
     SessionExists,
@@ -30,7 +32,7 @@ from recurra.wire.errors import (
 Array = NDArray[Any]
 
 
-def continues(batch: Batch, heads: Array, layout: Array, *, now_ms: int) -> NDArray[np.bool_]:
+def continues(batch: Batch, heads: Array, layout: Array, ownership: Ownership, *, now_ms: int) -> NDArray[np.bool_]:
     """Which operations of `batch` apply to sessions that stand at `heads`, (N,) HEADER. `layout`: (2,) uint64."""
     follows = (batch.afters == heads["id"]).all(1)
     anywhere = ~batch.afters.any(1)
@@ -43,13 +45,17 @@ def continues(batch: Batch, heads: Array, layout: Array, *, now_ms: int) -> NDAr
     fits: NDArray[np.bool_] = ((begins & (batch.creates != Create.NEVER)) | goes_on) & ~known
     if not _needs_no_state(batch.head):
         fits &= (heads["layout"] == layout).all(1) | ~live
+    if not batch.head.checkpointed:  # a stream takes over
+        fits &= ~ownership.others(heads, now_ms)
     return fits
 
 
-def judge(block: Block, row: int, head: Array, layout: Array, *, digest: Array, now_ms: int) -> RecurraError | None:
+def judge(
+    block: Block, row: int, head: Array, layout: Array, *, digest: Array, others: bool, now_ms: int
+) -> RecurraError | None:
     """Why a row of `block` does not apply to a session that stands at `head`, one HEADER row just read from the store.
 
-    None: it is a duplicate, or it applies after all.
+    None: it is a duplicate, or it applies after all. `others`: a stream on another replica owns the session.
     """
     if not head["format"]:
         return _missing(block, row, now_ms)
@@ -64,6 +70,11 @@ def judge(block: Block, row: int, head: Array, layout: Array, *, digest: Array, 
         begins = after == last and block.create is not Create.NEVER
         return (
             None if begins else _at(head, SessionClosed, "the session was ended; an operation after that begins anew")
+        )
+    if others and not block.checkpointed:
+        seconds = (int(head["owned_until_ms"]) - now_ms) / 1000
+        return Owned(
+            "a stream on another replica owns the session: ask that one, or wait", retry_after=min(1.0, seconds)
         )
     if anywhere and block.create is Create.NEW:
         return _at(head, SessionExists, "the session exists already")

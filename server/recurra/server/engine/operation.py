@@ -48,6 +48,7 @@ class Block:
         start: what the model's start graph makes more such states of, each (1, ...); of a block of one operation.
         salt: digest of all that is not in `inputs`.
         commit: whether the session changes.
+        checkpointed: whether it may be answered before the store has it.
         told_expire_ms: the expiry that the client was last told, 0 for none.
         key: blocks of one key can be run in one batch.
         deadline, sequence: monotonic seconds; order of arrival, given by the engine.
@@ -69,6 +70,7 @@ class Block:
     whole: bool = False
     salt: int = 0
     commit: bool = True
+    checkpointed: bool = False
     return_states: bool = False
     return_sequences: bool = True
     create: Create = Create.IF_MISSING
@@ -87,6 +89,7 @@ class Block:
     outputs: list[Array] = field(default_factory=list)
     states: list[Array] = field(default_factory=list)
     headers: Array | None = None
+    durable: NDArray[np.uint64] | None = None  # positions that the store has; None: the headers'
     answered: NDArray[np.bool_] | None = None  # by row, if not all at once
     duplicates: set[int] = field(default_factory=set)
     errors: dict[int, RecurraError] = field(default_factory=dict)
@@ -105,21 +108,31 @@ class Block:
 
     def key_for(self, timesteps: int, shapes: Iterable[tuple[int, ...]]) -> Hashable:
         """The key, were its chunk of so many timesteps, and its inputs of these shapes."""
-        flags = self.commit, self.stateless, self.whole, self.return_sequences, self.return_states
+        flags = self.commit, self.checkpointed, self.stateless, self.whole, self.return_sequences, self.return_states
         return self.kind, flags, timesteps, tuple(shapes)
 
-    def answer(self, rows: Rows, outputs: list[Array], states: list[Array], headers: Array) -> None:
+    def answer(
+        self,
+        rows: Rows,
+        outputs: list[Array],
+        states: list[Array],
+        headers: Array,
+        durable: NDArray[np.uint64] | None = None,
+    ) -> None:
         """Rows are done: their outputs and states (each (rows, ...)) and the headers that stand after them."""
         if len(rows) == len(self.slots):
-            self.outputs, self.states, self.headers = outputs, states, headers
+            self.outputs, self.states, self.headers, self.durable = outputs, states, headers, durable
         else:
             if self.headers is None:
                 self.headers = np.zeros(len(self.slots), headers.dtype)
                 self.answered = np.zeros(len(self.slots), bool)
+                self.durable = np.zeros(len(self.slots), np.uint64)
                 self.outputs = [np.zeros((len(self.slots), *o.shape[1:]), o.dtype) for o in outputs]
                 self.states = [np.zeros((len(self.slots), *s.shape[1:]), s.dtype) for s in states]
             assert self.answered is not None
+            assert self.durable is not None
             self.headers[rows], self.answered[rows] = headers, True
+            self.durable[rows] = headers["position"] if durable is None else durable
             for mine, new in zip(self.outputs + self.states, outputs + states, strict=True):
                 mine[rows] = new
         self._settle(len(rows))

@@ -17,14 +17,12 @@ Array = NDArray[Any]
 MAX_REPLY_BYTES: Final = 16 << 10
 
 
-def pack(tensors: list[Array]) -> NDArray[np.uint8]:
-    """(N, ...) arrays as (N, R) uint8: their shapes, then their bytes. R is 0 if that is more than a record keeps."""
-    rows = len(tensors[0]) if tensors else 0
-    shapes = b"".join(struct.pack(f"<B{t.ndim - 1}I", t.ndim - 1, *t.shape[1:]) for t in tensors)
-    size = len(shapes) + sum(t[:1].nbytes for t in tensors)
-    if size > MAX_REPLY_BYTES:
+def pack(tensors: list[Array], *, rows: int) -> NDArray[np.uint8]:
+    """Arrays of (rows, ...) as (rows, R) uint8: shapes, then bytes. R is 0 if that is more than a record keeps."""
+    if not fits(tensors):
         return np.empty((rows, 0), np.uint8)
-    packed = np.empty((rows, size), np.uint8)
+    shapes = b"".join(struct.pack(f"<B{t.ndim - 1}I", t.ndim - 1, *t.shape[1:]) for t in tensors)
+    packed = np.empty((rows, len(shapes) + sum(t[:1].nbytes for t in tensors)), np.uint8)
     packed[:, : len(shapes)] = np.frombuffer(shapes, np.uint8)
     at = len(shapes)
     for tensor in tensors:
@@ -32,6 +30,11 @@ def pack(tensors: list[Array]) -> NDArray[np.uint8]:
         packed[:, at : at + columns.shape[1]] = columns
         at += columns.shape[1]
     return packed
+
+
+def fits(tensors: list[Array]) -> bool:
+    """Whether a record keeps them."""
+    return sum(1 + 4 * (t.ndim - 1) + t[:1].nbytes for t in tensors) <= MAX_REPLY_BYTES
 
 
 def tag(specs: Sequence[TensorSpec | StateSpec]) -> int:

@@ -60,9 +60,16 @@ class Scheduler:
         block.waiting = np.sort(np.concatenate((block.waiting, rows)))
 
     def next(
-        self, now: float, ready: NDArray[np.bool_], *, longest: int = sys.maxsize
+        self,
+        now: float,
+        ready: NDArray[np.bool_],
+        at_once: NDArray[np.bool_] | None = None,
+        *,
+        longest: int = sys.maxsize,
     ) -> tuple[list[Part], list[Part]]:
         """Take the next batch: blocks of one key, oldest first, rows whose slot is `ready` ((slots,) bool).
+
+        A checkpointed block's rows are taken where their slot is `at_once`; None: `ready`.
 
         No chunk of more than `longest` timesteps is taken. Also answers what it came across that is past its deadline,
         taken out of the queue too.
@@ -78,7 +85,7 @@ class Scheduler:
                 late.append(self._take(block, block.waiting))
                 continue
             slots = block.slots[block.waiting]
-            free = ready[slots] & ~seen[slots]
+            free = (ready if at_once is None or not block.checkpointed else at_once)[slots] & ~seen[slots]
             seen[slots] = True
             seen[0] = False  # stateless
             if block.timesteps > longest or (parts and block.key != key):

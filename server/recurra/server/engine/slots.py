@@ -25,6 +25,11 @@ class Slots:
 
     Attributes:
         headers: (slots,) record.HEADER; zeros for a session that does not exist.
+        stored: (slots,) record.HEADER, what the store will have once all commits that were sent are applied.
+        durable: (slots,) uint64, the position that the store is known to have.
+        owned: (slots,) bool, operations may be acknowledged before the store has them.
+        dirty_at: (slots,) when the first of these was, in monotonic seconds; infinity where the store has all.
+        ttl_ms: (slots,) int64, that the last operation here asked for.
         identities: (slots, 2) uint64, and so name_bytes, (slots,).
         keys: (slots, K) uint8, in the store.
         names: (slots, NAME_BYTES) uint8.
@@ -41,6 +46,11 @@ class Slots:
         """`count` sessions; `prefix`: what their keys start with."""
         count += 1
         self.headers = np.zeros(count, record.HEADER)
+        self.stored = np.zeros(count, record.HEADER)
+        self.durable = np.zeros(count, np.uint64)
+        self.owned = np.zeros(count, bool)
+        self.dirty_at = np.full(count, np.inf)
+        self.ttl_ms = np.zeros(count, np.int64)
         self.identities = np.zeros((count, 2), np.uint64)
         self.name_bytes = np.zeros(count, np.uint16)
         self.keys = np.zeros((count, len(record.key(prefix, bytes(16)))), np.uint8)
@@ -82,6 +92,10 @@ class Slots:
         self.touch(slot)
         return slot
 
+    def find(self, identity: bytes) -> int | None:
+        """The session's slot, if it has one."""
+        return self._of.get(identity)
+
     def identity(self, slot: int) -> bytes:
         name: bytes = self.identities[slot].tobytes()
         return name
@@ -99,6 +113,7 @@ class Slots:
     def give_up(self, slots: Array) -> None:
         """What is in these slots is not to be used any more."""
         self.status[slots], self.ready[slots] = COLD, False
+        self.owned[slots], self.dirty_at[slots] = False, np.inf
         self.epoch[slots] += 1
         self._wanted.append(slots)
 
@@ -114,7 +129,8 @@ class Slots:
 
     def install(self, slots: Array, headers: Array, asked: int) -> None:
         """The store was read: the sessions stand at `headers`, (N,) HEADER. `asked`: see read_at."""
-        self.headers[slots], self.read_at[slots] = headers, asked
+        self.headers[slots], self.stored[slots], self.read_at[slots] = headers, headers, asked
+        self.durable[slots] = headers["position"]
         self.status[slots], self.ready[slots] = HOT, ~self.running[slots]
 
     def run_long(self, slots: Array, *, running: bool) -> None:
@@ -129,10 +145,12 @@ class Slots:
         self._used[slots] = self._tick
 
     def _evict(self) -> None:
-        idle = np.flatnonzero((self.pins[1:] == 0) & (self.status[1:] != LOADING)) + 1
+        clean = self.dirty_at[1:] == np.inf
+        idle = np.flatnonzero((self.pins[1:] == 0) & (self.status[1:] != LOADING) & clean) + 1
         if not len(idle):
             raise Overloaded(
-                "every slot is in use by waiting operations; retry later or raise --slots", retry_after=0.1
+                "every slot is in use by waiting operations or checkpoints; retry later or raise --slots",
+                retry_after=0.1,
             )
         oldest = idle[np.argsort(self._used[idle])[: max(1, len(self.status) // _EVICT_SHARE)]]
         self.give_up(oldest)

@@ -40,6 +40,8 @@ HEADER: Final = np.dtype(
         ("position", "<u8"),
         ("update_ms", "<u8"),
         ("expire_ms", "<u8"),
+        ("owner", "<u8", 2),  # the replica that may have acknowledged more than this; zeros: none
+        ("owned_until_ms", "<u8"),
         ("checksum", "<u8"),  # the record's other 64-bit words, added up
         ("name_bytes", "<u2"),
         ("name_width", "<u2"),
