@@ -15,7 +15,7 @@ from tests.server.engine.world import NOTHING, Answer, Replica, lost, new_id, tu
 from tests.service import zoo
 
 PICKY = zoo.MODELS["picky"]
-SOON = 0.02  # an interval that a test waits for; the default of 60 seconds never comes
+SOON = 0.5  # an interval that a test waits for, seconds; the default of 60 never comes
 
 
 @pytest.fixture(scope="module")

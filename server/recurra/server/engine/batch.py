@@ -33,9 +33,9 @@ class Batch:
         self.ids: NDArray[np.uint64] = self._join(lambda block: block.ids)
         self.afters: NDArray[np.uint64] = self._join(lambda block: block.afters)
         self.inputs: list[Array] = [self._join(_input(at)) for at in range(len(self.head.inputs))]
-        scalars = np.array([(b.sequence, b.create, b.told_expire_ms, b.ttl_ms) for b, _ in parts], np.int64)
-        self.sequences, self.creates, self.told_expire_ms, self.ttl_ms = np.repeat(scalars, counts, axis=0).T
-        self._salts = np.repeat(np.array([block.salt for block, _ in parts], np.uint64), counts)
+        scalars = np.array([(b.sequence, b.create, b.told_expire_ms, b.ttl_ms) for b, _ in parts], np.int64).T
+        self.sequences, self.creates, self.told_expire_ms, self.ttl_ms = scalars.repeat(counts, 1)
+        self._salts = np.array([block.salt for block, _ in parts], np.uint64).repeat(counts)
 
     def __len__(self) -> int:
         return len(self.slots)

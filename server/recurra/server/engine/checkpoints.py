@@ -72,8 +72,8 @@ class Checkpoints:
         if not reply.fits(tensors):
             tensors = []
             headers["flags"] |= record.REPLY_DROPPED
-        self._slots.headers[slots], self._slots.read_at[slots] = headers, 0
-        self._slots.ttl_ms[slots] = batch.ttl_ms
+        record.put(self._slots.headers, slots, headers)
+        self._slots.read_at[slots], self._slots.ttl_ms[slots] = 0, batch.ttl_ms
         self._slots.dirty_at[slots] = np.minimum(self._slots.dirty_at[slots], self._clock.monotonic())
         self.remember(slots, tensors)
         return self._slots.durable[slots]
@@ -126,7 +126,7 @@ class Checkpoints:
                 self._flying.append(self._commits.checkpoint(slots, state, kept, mine=mine))
 
     def _idle(self, slots: Array) -> NDArray[np.bool_]:
-        return self._ownership.idle(self._slots.headers[slots], int(self._clock.time() * 1000))
+        return self._ownership.idle(record.take(self._slots.headers, slots), int(self._clock.time() * 1000))
 
     def _packed(self, slots: Array) -> list[tuple[Array, Array]]:
         """The slots, with their kept replies (N, R), by the replies' size."""

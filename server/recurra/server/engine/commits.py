@@ -101,7 +101,7 @@ class Commits:
             (N,) bool: which sessions are this replica's once the store has applied it.
         """
         slots, kind, now_ms = batch.slots, batch.head.kind, int(self._clock.time() * 1000)
-        before = self._slots.headers[slots]
+        before = record.take(self._slots.headers, slots)
         new = advanced(before, batch, rebased, now_ms=now_ms)
         self._slots.ttl_ms[slots] = TOMBSTONE_MS if kind is Kind.END else batch.ttl_ms
         new["identity"], new["name_bytes"] = self._slots.identities[slots], self._slots.name_bytes[slots]
@@ -113,7 +113,7 @@ class Commits:
         if kind is Kind.END:
             state = state[:, :0]
         told = {"batch": batch, "epochs": batch.epochs, "outputs": outputs, "states": states}
-        self._send(slots, new, state, kept, mine, **told)
+        self._send(slots, new, state, kept, mine, now_ms=now_ms, **told)
         return mine
 
     def checkpoint(self, slots: Array, state: Array, kept: Array, *, mine: NDArray[np.bool_]) -> Flight:
@@ -124,17 +124,19 @@ class Commits:
             kept: (N, R) uint8, the packed replies of their last operations.
             mine: (N,) bool, which of them this replica still owns then.
         """
-        return self._send(slots, self._slots.headers[slots], state, kept, mine, epochs=self._slots.epoch[slots])
+        headers, now_ms = record.take(self._slots.headers, slots), int(self._clock.time() * 1000)
+        return self._send(slots, headers, state, kept, mine, now_ms=now_ms, epochs=self._slots.epoch[slots])
 
     def _send(
-        self, slots: Array, new: Array, state: Array, kept: Array, mine: NDArray[np.bool_], **more: Any
+        self, slots: Array, new: Array, state: Array, kept: Array, mine: NDArray[np.bool_], *, now_ms: int, **more: Any
     ) -> Flight:
-        now_ms, ttl_ms, expected = int(self._clock.time() * 1000), self._slots.ttl_ms[slots], self._slots.stored[slots]
+        ttl_ms, expected = self._slots.ttl_ms[slots], record.take(self._slots.stored, slots)
         new["commit"] = np.frombuffer(os.urandom(16 * len(slots)), "<u8").reshape(-1, 2)
         new["expire_ms"] = now_ms + ttl_ms
         self._ownership.mark(new, mine, now_ms)
         records = record.pack(new, self._slots.names[slots], state, kept)
-        self._slots.headers[slots] = self._slots.stored[slots] = new
+        record.put(self._slots.headers, slots, new)
+        record.put(self._slots.stored, slots, new)
         self._slots.read_at[slots], self._slots.dirty_at[slots] = 0, np.inf
         self._slots.owned[slots] &= mine
         answer = asyncio.ensure_future(self._store.commit(self._slots.keys[slots], expected, records, ttl_ms))
@@ -144,8 +146,8 @@ class Commits:
         """Keep a batch that changes nothing behind the commits that it rests on."""
         answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         answer.set_result([commit.APPLIED] * len(batch))
-        there = self._slots.headers[batch.slots]
-        headers, counts = there.copy(), (there["kind"] == record.LIVE) & ~rebased
+        there = record.take(self._slots.headers, batch.slots)
+        headers, counts = record.copy(there), (there["kind"] == record.LIVE) & ~rebased
         headers["position"] = there["position"] * counts + np.uint64(batch.head.timesteps)
         headers["flags"] = 0
         columns = {"slots": batch.slots, "epochs": batch.epochs, "expected": there, "headers": headers}
@@ -202,8 +204,9 @@ class Commits:
         if flight.mine is not None:
             slots = flight.slots[places]
             self._slots.durable[slots] = flight.headers["position"][places]
-            # Not those that were released since: that is on its way.
-            self._slots.owned[slots] |= flight.mine[places] & self._ownership.ours(self._slots.stored[slots])
+            if flight.mine.any():  # but not those that were released since: that is on its way
+                ours = self._ownership.ours(record.take(self._slots.stored, slots))
+                self._slots.owned[slots] |= flight.mine[places] & ours
 
     def _acknowledge(self, flight: Flight, block: Block, rows: Rows, places: slice) -> None:
         outputs, states = [o[places] for o in flight.outputs], [s[places] for s in flight.states]

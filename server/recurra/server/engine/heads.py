@@ -21,13 +21,17 @@ def advanced(before: Array, batch: Batch, rebased: NDArray[np.bool_], *, now_ms:
         before: (N,) HEADER, where they stood.
         rebased: (N,) bool, whose position starts from 0.
     """
-    new, kind = before.copy(), batch.head.kind
-    created = before["kind"] != record.LIVE
-    new["format"], new["operation"] = record.FORMAT, kind
-    new["kind"] = record.CLOSED if kind is Kind.END else record.LIVE
+    new, kind = record.copy(before), batch.head.kind
     new["recent"][:, 1:], new["recent"][:, 0] = before["recent"][:, :-1], before["id"]
     new["id"], new["digest"] = batch.ids, batch.digests()
-    new["incarnation"] = np.where(created[:, None], batch.ids, before["incarnation"])
-    new["position"] = np.where(created | rebased, 0, before["position"]) + np.uint64(batch.head.timesteps)
-    new["flags"], new["update_ms"] = created * record.CREATED, now_ms
+    new["operation"], new["update_ms"] = kind, now_ms
+    created = before["kind"] != record.LIVE
+    if created.any():
+        new["format"], new["kind"] = record.FORMAT, record.LIVE
+        new["incarnation"][created] = batch.ids[created]
+    new["flags"] = created * record.CREATED
+    new["position"][created | rebased] = 0
+    new["position"] += np.uint64(batch.head.timesteps)
+    if kind is Kind.END:
+        new["kind"] = record.CLOSED
     return new

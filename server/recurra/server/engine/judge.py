@@ -34,6 +34,8 @@ Array = NDArray[Any]
 
 def continues(batch: Batch, heads: Array, layout: Array, ownership: Ownership, *, now_ms: int) -> NDArray[np.bool_]:
     """Which operations of `batch` apply to sessions that stand at `heads`, (N,) HEADER. `layout`: (2,) uint64."""
+    if _all_go_on(batch, heads, layout, now_ms):
+        return np.ones(len(batch), bool)
     follows = (batch.afters == heads["id"]).all(1)
     anywhere = ~batch.afters.any(1)
     live, closed = heads["kind"] == record.LIVE, heads["kind"] == record.CLOSED
@@ -48,6 +50,19 @@ def continues(batch: Batch, heads: Array, layout: Array, ownership: Ownership, *
     if not batch.head.checkpointed:  # a stream takes over
         fits &= ~ownership.others(heads, now_ms)
     return fits
+
+
+def _all_go_on(batch: Batch, heads: Array, layout: Array, now_ms: int) -> bool:
+    """Whether each operation plainly continues, by name, a live session of this layout that nobody owns."""
+    return bool(
+        (batch.afters == heads["id"]).all()
+        and (heads["kind"] == record.LIVE).all()
+        and (heads["layout"] == layout).all()
+        and (batch.head.checkpointed or (heads["owned_until_ms"] <= now_ms).all())
+        and not (heads["recent"][:, :, 0] == batch.ids[:, :1]).any()
+        and not (heads["incarnation"][:, 0] == batch.ids[:, 0]).any()
+        and not (batch.afters[:, 0] == batch.ids[:, 0]).any()
+    )
 
 
 def judge(

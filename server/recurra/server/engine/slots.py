@@ -129,7 +129,9 @@ class Slots:
 
     def install(self, slots: Array, headers: Array, asked: int) -> None:
         """The store was read: the sessions stand at `headers`, (N,) HEADER. `asked`: see read_at."""
-        self.headers[slots], self.stored[slots], self.read_at[slots] = headers, headers, asked
+        record.put(self.headers, slots, headers)
+        record.put(self.stored, slots, headers)
+        self.read_at[slots] = asked
         self.durable[slots] = headers["position"]
         self.status[slots], self.ready[slots] = HOT, ~self.running[slots]
 

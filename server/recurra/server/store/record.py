@@ -77,6 +77,27 @@ def key(prefix: bytes, identity_: bytes) -> bytes:
     return prefix + b"{" + identity_.hex().encode() + b"}"
 
 
+def take(headers: Array, rows: Array) -> Array:
+    """Some of `headers`, copied: as words, because numpy copies a row of fields ten times slower."""
+    copied: Array = _as_words(headers).take(rows, 0).view(HEADER)[:, 0]
+    return copied
+
+
+def put(headers: Array, rows: Array, new: Array) -> None:
+    """Overwrite some of `headers`."""
+    _as_words(headers)[rows] = _as_words(new)
+
+
+def copy(headers: Array) -> Array:
+    """All of them, copied."""
+    copied: Array = _as_words(headers).copy().view(HEADER)[:, 0]
+    return copied
+
+
+def _as_words(headers: Array) -> Array:
+    return headers.view("<u8").reshape(len(headers), HEADER.itemsize // 8)
+
+
 def pack(headers: Array, names: Array, state: Array, reply: Array) -> NDArray[np.uint8]:
     """The records of a batch, as rows of bytes; fills in the headers' lengths and checksum.
 
