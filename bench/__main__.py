@@ -47,6 +47,7 @@ def main() -> None:
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
         runner.run(_run(chosen, options.seconds, repeats, output))
     console = Console()
+    console.width = max(console.width, 150)
     for table in tables.every(results.load(output)).values():
         console.print(Markdown(table))
     console.print(f"kept in {output}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -14,7 +15,7 @@ from matplotlib.ticker import FuncFormatter
 from bench import results
 from bench.cells import COUNTS, LARGE, LOADS, MAX_BATCH, Cell
 from bench.models import STATE_KB
-from bench.profile import PARTS
+from bench.profile import PARTS, RAW
 from bench.results import Figures
 from bench.tables import Costs, total
 
@@ -26,12 +27,11 @@ _DARK, _GREY, _PALE = "#111827", "#6b7280", "#e5e7eb"
 def draw(found: dict[str, Any], folder: Path) -> list[Path]:
     """Writes a picture of each kind that was measured, and returns their paths."""
     costs = results.cells(found["costs"]["found"]) if "costs" in found else {}
-    split = {name.split()[1]: section["found"] for name, section in found.items() if name.startswith("split ")}
     pictures: list[tuple[bool, Callable[[], Figure]]] = [
         (Cell("pairs", "lstm", COUNTS[-1], "committed") in costs, lambda: throughput(costs)),
         (Cell("pairs", "lstm", 64, "committed", load=LOADS[-1]) in costs, lambda: latency(costs)),
         (Cell("pairs", "state1", 16, "committed", LARGE) in costs, lambda: states(costs)),
-        (bool(split), lambda: parts(split)),
+        ("split" in found, lambda: split(found["split"]["found"])),
         ("stored" in found, lambda: stored(found["stored"]["found"])),
         ("soak" in found, lambda: soak(found["soak"]["found"])),
     ]
@@ -102,13 +102,9 @@ def states(costs: Costs) -> Figure:
     return figure
 
 
-def parts(split: dict[str, dict[str, dict[str, float]]]) -> Figure:
+def split(found: list[dict[str, Any]]) -> Figure:
     """Where a frame's CPU time goes: a bar a durability and number of sessions."""
-    rows = {
-        f"{kept},\n{count} sessions": row
-        for kept, found in split.items()
-        for count, row in sorted(found.items(), key=lambda item: int(item[0]))
-    }
+    rows = {f"{row['durability']},\n{row['sessions']:,} sessions": row["costs"] for row in found}
     figure, axes = _picture(
         "split", "LSTM 2x256, frames, two in flight", "µs a timestep", "", height=1.4 + 0.8 * len(rows)
     )
@@ -121,8 +117,8 @@ def parts(split: dict[str, dict[str, dict[str, float]]]) -> Figure:
                 axes.text(start + width / 2, at, f"{width:.0f}", ha="center", va="center", fontsize=8, color="white")
         left = [start + width for start, width in zip(left, widths, strict=True)]
     for at, row in enumerate(rows.values()):
-        label = "" if at else "ONNX Runtime alone"
-        axes.plot([row["raw"]] * 2, [at - 0.4, at + 0.4], color="#ef4444", linewidth=2, label=label)
+        label = "" if at else RAW
+        axes.plot([row[RAW]] * 2, [at - 0.4, at + 0.4], color="#ef4444", linewidth=2, label=label)
     axes.invert_yaxis()
     axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
@@ -186,9 +182,11 @@ def _line(
     """The medians of these cells by what stands on the x axis, with their range; of those that were measured."""
     rows = {x: values(costs[cell]) for x, cell in cells.items() if cell in costs}
     if rows:
-        middle, low, high = (list(map(of, rows.values())) for of in (median, min, max))
-        axes.plot(list(rows), middle, linestyle, color=color, marker="o", markersize=4, label=label)
-        axes.fill_between(list(rows), low, high, color=color, alpha=0.15)
+        middle, low, high = (np.array([of(figures) for figures in rows.values()]) for of in (median, min, max))
+        range_ = [middle - low, high - middle]
+        axes.errorbar(
+            list(rows), middle, range_, fmt=f"o{linestyle}", markersize=4, color=color, elinewidth=0.8, label=label
+        )
 
 
 def _picture(name: str, title: str, x: str, y: str, *, height: float = 4.2) -> tuple[Figure, Axes]:
@@ -206,4 +204,4 @@ def _style(axes: Axes, title: str, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-_COMMAS: Final = FuncFormatter(lambda value, _: f"{value:,g}")
+_COMMAS: Final = FuncFormatter(lambda value, _: f"{value:,.10g}")

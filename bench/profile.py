@@ -1,6 +1,6 @@
 """Where the CPU time of a frame goes, by process, thread and part of the code, and how many Python calls it makes.
 
-    python -m bench.profile [--sessions 64 1024] [--durability committed] [--top 15]
+    python -m bench.profile [--sessions 64 1024] [--durability checkpointed committed] [--top 15]
 
 The server runs in this process, the client in another: first as it is, for the CPU time, then under cProfile, for the
 event loop's shares and the number of calls, which must not grow with a frame's sessions.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import cProfile
+import itertools
 import os
 import pstats
 import sys
@@ -19,7 +20,7 @@ import threading
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -47,8 +48,18 @@ _PARTS: Final = {  # of the event loop's time, by what a file's path has in it
     "grpc": _TURNS,
 }
 PARTS: Final = (_MODEL, _BATCHES, _MESSAGES, _COMMITS, _TURNS, _THREADS, "store", "client")
+RAW: Final = "ONNX Runtime alone"
 Costs = dict[str, float]
-"""CPU microseconds a timestep, by part; and "raw", the model's alone."""
+
+
+class Split(NamedTuple):
+    """Of frames of so many sessions: CPU microseconds a timestep by part, Python calls a frame, and asyncio's own."""
+
+    durability: str
+    sessions: int
+    costs: Costs
+    calls: float
+    turns: float
 
 
 def main() -> None:
@@ -57,30 +68,28 @@ def main() -> None:
         prog="python -m bench.profile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sessions", type=int, nargs="+", default=[64, 1024])
-    parser.add_argument("--durability", choices=list(OPTIONS), default="committed")
+    parser.add_argument("--durability", nargs="+", choices=list(OPTIONS), default=["checkpointed", "committed"])
     parser.add_argument("--top", type=int, default=15, help="how many functions to list")
     parser.add_argument("--output", type=Path, default=results.KEPT)
     parser.add_argument("--load", metavar="ADDRESS", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.load:
-        asyncio.run(_load(options.load, options.sessions[0], options.durability))
+        asyncio.run(_load(options.load, options.sessions[0], options.durability[0]))
         return
-    calls = Table("sessions", "calls a frame", "of the event loop", title="Python calls, profiled")
-    found: dict[str, Costs] = {}
-    for count in options.sessions:
+    found: list[Split] = []
+    for durability, count in itertools.product(options.durability, options.sessions):
         with tempfile.TemporaryDirectory() as folder:
-            costs, stats = asyncio.run(_measured(Path(folder), count, options.durability))
+            costs, stats = asyncio.run(_measured(Path(folder), count, durability))
         stats.sort_stats("tottime").print_stats(options.top)
-        own, turns = _calls(stats)
-        frames = _frames(count)
-        calls.add_row(str(count), f"{own / frames:.0f}", f"{turns / frames:.0f}")
-        found[str(count)] = costs | {"calls": own / frames, "turns": turns / frames}
-    results.save(f"split {options.durability}", found, options.output)
-    split = Table("CPU µs a timestep", *found, title=f"frames, {options.durability}")
-    for part in (*PARTS, "raw"):
-        split.add_row(part, *(f"{costs.get(part, 0):.1f}" for costs in found.values()))
-    for table in (calls, split):
-        Console().print(table)
+        found.append(Split(durability, count, costs, *(calls / _frames(count) for calls in _calls(stats))))
+    results.save("split", [split._asdict() for split in found], options.output)
+    heads = [f"{split.durability}, {split.sessions}" for split in found]
+    table = Table("CPU µs a timestep", *heads, title="LSTM 2x256, frames, two in flight")
+    for part in (*PARTS, RAW):
+        table.add_row(part, *(f"{split.costs.get(part, 0):.1f}" for split in found))
+    table.add_row("Python calls a frame", *(f"{split.calls:.0f}" for split in found))
+    table.add_row("and asyncio's", *(f"{split.turns:.0f}" for split in found))
+    Console().print(table)
 
 
 def _frames(sessions: int) -> int:
@@ -118,7 +127,7 @@ async def _measured(folder: Path, count: int, durability: str) -> tuple[Costs, p
     steps = _frames(count) * count
     costs = {name: (used[name] - before[name]) / steps for name in used}
     loop = costs.pop(_LOOP)
-    return costs | {part: loop * share for part, share in _shares(stats).items()} | {"raw": raw}, stats
+    return costs | {part: loop * share for part, share in _shares(stats).items()} | {RAW: raw}, stats
 
 
 def _used(store: int, client: int) -> Costs:
@@ -134,7 +143,7 @@ def _used(store: int, client: int) -> Costs:
 
 
 def _calls(stats: pstats.Stats) -> tuple[int, int]:
-    """Calls of Python functions, and those of asyncio's own turns and sockets.
+    """Calls of Python functions, and apart from them those of asyncio's turns and sockets.
 
     The event loop turns as often as sockets are ready, so its calls go with bytes, not with sessions.
     """

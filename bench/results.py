@@ -25,7 +25,7 @@ def save(section: str, found: Any, path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     whole = load(path) if path.exists() else {}
     whole[section] = {"machine": _machine(), "found": found}
-    text = json.dumps(whole, indent=1, sort_keys=True)
+    text = json.dumps(whole, indent=1)
     path.write_text(re.sub(r"\n {4,}|\n +(?=[\]}],?\n {4,})", " ", text) + "\n")  # a line a cell, not one a number
 
 

@@ -4,7 +4,7 @@
 
 Sessions of an LSTM 1x32 are created by the service; at each mark frames of 64 are sent to the same 64 sessions, whose
 state is hot, and to sessions picked at random among all, whose state has to be read once there are more than slots.
-The store needs some 800 bytes of memory a session, and twice that on disk.
+The store needs some 750 bytes of memory a session, and twice that on disk.
 """
 
 from __future__ import annotations

@@ -36,9 +36,7 @@ def every(found: dict[str, Any]) -> dict[str, str]:
         facts = found["costs"]["machine"]
         made["machine"] = f"Measured {facts['date']} on {facts['cores']} cores ({facts['cpu']})."
         made |= {table.__name__: table(costs) for table in (targets, loads, counts, models)}
-    if "split committed" in found:
-        made["calls"] = calls(found["split committed"]["found"])
-    for table in (sizes, stored, soak):
+    for table in (split, sizes, stored, soak):
         if table.__name__ in found:
             made[table.__name__] = table(found[table.__name__]["found"])
     return made
@@ -83,7 +81,7 @@ def loads(costs: Costs) -> str:
         name = _FLOORS[cell.kind].format(**cell._asdict()) if not cell.durability else KINDS[cell.kind]
         kept = f"; {cell.durability}" if cell.durability else ""
         policy = f", file {cell.store}" if cell.store != "everysec" else ""
-        parts = [spread(row[part]) if part in row else "" for part in ("server", "store", "client")]
+        parts = [f"{median(row[part]):.1f}" if part in row else "" for part in ("server", "store", "client")]
         both = [spread(total(row)), spread(over_raw(costs, cell))] if cell.model else ["", ""]
         lines.append([name + kept + policy, *parts, *both, spread(row["rate"], 0), _latency(row)])
     return _table(head, lines)
@@ -160,12 +158,12 @@ def _table(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
 
 
-def calls(found: dict[str, dict[str, float]]) -> str:
+def split(found: list[dict[str, Any]]) -> str:
     """Python calls a frame, profiled."""
-    columns = {count: found[count] for count in sorted(found, key=int)}
-    lines = [["the service's own, and numpy's", *(f"{row['calls']:,.0f}" for row in columns.values())]]
-    lines.append(["asyncio's turns", *(f"{row['turns']:,.0f}" for row in columns.values())])
-    return _table(["Python calls a frame", *(f"{int(count):,} sessions" for count in columns)], lines)
+    lines = [["the service's own, and numpy's", *(f"{row['calls']:,.0f}" for row in found)]]
+    lines.append(["asyncio's turns", *(f"{row['turns']:,.0f}" for row in found)])
+    heads = [f"{row['durability']}, {row['sessions']:,} sessions" for row in found]
+    return _table(["Python calls a frame", *heads], lines)
 
 
 def sizes(found: dict[str, dict[str, float]]) -> str:
