@@ -7,7 +7,6 @@ import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +23,7 @@ from recurra.server.api.errors import Guard
 from recurra.server.api.inference import Inference
 from recurra.server.api.models import Models
 from recurra.server.api.sessions import Sessions
+from recurra.server.engine.device import Device
 from recurra.server.engine.engine import Engine, Limits
 from recurra.server.engine.runner import SlabRunner
 from recurra.server.served import Served
@@ -86,8 +86,8 @@ async def running(settings: Settings, ending: asyncio.Future[None]) -> AsyncIter
             stack.callback(serving.close)
             _log.info("metrics.ready", address=serving.address)
         store = await _store(settings, stack, metrics, ending)
-        device = ThreadPoolExecutor(1, thread_name_prefix="device")
-        stack.callback(device.shutdown)
+        device = Device()
+        stack.callback(device.close)
         served = await _load(settings, store, device, metrics, ending)
         if ending.done():
             await ending
@@ -139,7 +139,7 @@ def _owned(work: Coroutine[Any, Any, None], name: str, ending: asyncio.Future[No
 
 
 async def _load(
-    settings: Settings, store: RedisStore, device: ThreadPoolExecutor, metrics: Metrics, ending: asyncio.Future[None]
+    settings: Settings, store: RedisStore, device: Device, metrics: Metrics, ending: asyncio.Future[None]
 ) -> Served:
     """All models; once `ending` is done a trial is ended too, and no other model is begun."""
     served, loop = Served(), asyncio.get_running_loop()

@@ -12,7 +12,6 @@ import os
 import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 from redis.asyncio import Redis
 
 from recurra.models import Model
+from recurra.server.engine.device import Device
 from recurra.server.engine.digest import salt
 from recurra.server.engine.engine import Engine, Limits
 from recurra.server.engine.operation import Block, Kind
@@ -321,8 +321,8 @@ class World:
             model = replace(model, max_batch=max_batch)
         store = RedisStore(url or self.url, timeout_seconds=PATIENCE, observe=lambda *_: None)
         self._stack.push_async_callback(store.close)
-        device = ThreadPoolExecutor(1)
-        self._stack.callback(device.shutdown)
+        device = Device()
+        self._stack.callback(device.close)
         runner = SlabRunner(
             model.signature, model.program, device, slots=slots + 1, ragged=model.ragged, start=model.start
         )

@@ -44,6 +44,9 @@ class FrameStream:
         self._engine: Engine | None = None
         self._slots = np.zeros(MAX_HANDLES, np.intp)
         self._uses = np.full(MAX_HANDLES, _NOT_BOUND)  # which use of its slot a session's is
+        self._frame_handles = b""  # the last frame's, their slots, and what engine.slots.given was then
+        self._frame_slots: NDArray[np.intp] = self._slots[:0]
+        self._given = 0
         self._names: dict[int, str] = {}
         self._bound_names: set[str] = set()
         self._flying: set[Block] = set()
@@ -91,6 +94,7 @@ class FrameStream:
             raise InvalidArgument(f"this stream is bound to model '{self._engine.model.name}'")
         if len(bind.handles) != len(bind.sessions):
             raise InvalidArgument(f"{len(bind.handles)} handles for {len(bind.sessions)} sessions")
+        self._frame_handles = b""
         for handle, name in zip(bind.handles, bind.sessions, strict=True):
             if handle >= MAX_HANDLES:
                 raise InvalidArgument(f"handle {handle}: handles are below {MAX_HANDLES}")
@@ -101,6 +105,7 @@ class FrameStream:
             self._uses[handle] = _NO_SLOT_YET
 
     def _unbind(self, handles: Any) -> None:
+        self._frame_handles = b""
         for handle in handles:
             name = self._names.pop(handle, None)
             if name is None:
@@ -147,24 +152,20 @@ class FrameStream:
             block.done.add_done_callback(landed)
 
     def _blocks(self, engine: Engine, frame: inference_pb2.Frame, rows: int) -> list[tuple[Block, Rows]]:
-        handles = np.frombuffer(frame.handles, "<u4")
-        if handles.max() >= MAX_HANDLES or (self._uses[handles] == _NOT_BOUND).any():
-            raise InvalidArgument("the frame names a handle that is not bound")
-        if len(np.unique(handles)) != rows:
-            raise InvalidArgument("the frame names a handle twice")
         checkpointed = operations.checkpointed(frame.options, engine.model.config.durability)
         arrays, timesteps = inputs.chunk(engine.model.signature, frame.inputs, rows)
         options = frame.options
         sequences = options.return_sequences if options.HasField("return_sequences") else True
-        slots, ids = self._resolve(engine, handles), operations.ids(frame.ids, rows)
+        slots, ids = self._resolve(engine, frame.handles), operations.ids(frame.ids, rows)
         afters = operations.column(frame.afters or bytes(rows * operations.ID_BYTES), rows, "afters")
         parts = []
         for chosen, count in _by_length(engine.model.signature, frame.lengths, rows, timesteps):
+            whole = len(chosen) == rows
             block = Block(
                 kind=Kind.PREDICT,
-                slots=slots[chosen],
-                ids=ids[chosen],
-                afters=afters[chosen],
+                slots=slots if whole else slots[chosen],
+                ids=ids if whole else ids[chosen],
+                afters=afters if whole else afters[chosen],
                 inputs=_cut(engine.model.signature, arrays, chosen, count, rows),
                 timesteps=count,
                 salt=operations.options_salt(Kind.PREDICT, count, options.return_states, sequences),
@@ -180,19 +181,27 @@ class FrameStream:
             parts.append((block, chosen))
         return parts
 
-    def _resolve(self, engine: Engine, handles: Array) -> NDArray[np.intp]:
+    def _resolve(self, engine: Engine, named: bytes) -> NDArray[np.intp]:
         """The sessions' slots; a session that lost its slot meanwhile gets another."""
-        slots = self._slots[handles]
-        lost = engine.slots.uses[slots] != self._uses[handles]
+        if named == self._frame_handles and self._given == engine.slots.given:
+            return self._frame_slots
+        handles = np.frombuffer(named, "<u4")
+        if handles.max() >= MAX_HANDLES or (self._uses[handles] == _NOT_BOUND).any():
+            raise InvalidArgument("the frame names a handle that is not bound")
+        if len(np.unique(handles)) != len(handles):
+            raise InvalidArgument("the frame names a handle twice")
+        old = self._slots[handles]
+        lost = engine.slots.uses[old] != self._uses[handles]
         stale = handles[lost]
         if len(stale):
-            engine.slots.touch(slots[~lost])  # so that the others do not take theirs
+            engine.slots.touch(old[~lost])  # so that the others do not take theirs
         for handle in stale.tolist():
             slot = engine.slot(self._names[handle])
             self._slots[handle], self._uses[handle] = slot, engine.slots.uses[slot]
-        slots = self._slots[handles]
+        slots: NDArray[np.intp] = self._slots[handles]
         if len(stale) and (engine.slots.uses[slots] != self._uses[handles]).any():
             raise Overloaded("the frame has more sessions than there are free slots", retry_after=0.1)
+        self._frame_handles, self._frame_slots, self._given = named, slots, engine.slots.given
         return slots
 
     async def _write(self) -> None:

@@ -175,6 +175,8 @@ class Engine:
                 tasks.create_task(self._checkpoints.run(), name=f"checkpoints of {self.model.name}")
                 while True:
                     await self._turn(tasks)
+                    if self._scheduler.queued:
+                        await asyncio.sleep(0)  # a short batch was run without a wait
         finally:
             self._draining = True
             self._scheduler.take(np.arange(len(self.slots.status)))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recurra.models import Program, Signature, Start
+from recurra.server.engine.device import Device
 from recurra.server.engine.seams import Step
 
 Array = NDArray[Any]
@@ -23,13 +22,13 @@ class SlabRunner:
         self,
         signature: Signature,
         program: Program,
-        device: ThreadPoolExecutor,
+        device: Device,
         *,
         slots: int,
         ragged: Program | None = None,
         start: Start | None = None,
     ) -> None:
-        """`device`: the one thread that runs models on this device. `ragged`: runs batches with `lengths`."""
+        """`ragged`: runs batches with `lengths`."""
         self._states, self._program, self._ragged, self._start = signature.states, program, ragged, start
         self._device = device
         self._slabs = [
@@ -48,12 +47,13 @@ class SlabRunner:
     async def run(self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None) -> Step:
         program = self._program if lengths is None else self._ragged
         assert program is not None
-        loop = asyncio.get_running_loop()
-        return Step(*await loop.run_in_executor(self._device, program.run, inputs, states, lengths))
+        what = (id(program), len(inputs[0]).bit_length(), *(array.shape[1:] for array in inputs))
+        return Step(*await self._device.run(what, program.run, inputs, states, lengths))
 
     async def start(self, inputs: Sequence[Array]) -> dict[int, Array]:
         assert self._start is not None
-        return await asyncio.get_running_loop().run_in_executor(self._device, self._start.run, inputs)
+        what = (id(self._start), *(array.shape for array in inputs))
+        return await self._device.run(what, self._start.run, inputs)
 
     def to_bytes(self, states: Sequence[Array]) -> NDArray[np.uint8]:
         count = states[0].shape[self._states[0].batch_axis]

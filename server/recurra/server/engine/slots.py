@@ -40,6 +40,7 @@ class Slots:
         epoch: (slots,) counts how often what is in the slot was given up.
         read_at: (slots,) the engine's sequence number when what is in the slot was asked of the store; 0 once changed.
         uses: (slots,) how often the slot was given to another session: a (slot, uses) pair names a session.
+        given: how often any slot was given.
     """
 
     def __init__(self, count: int, prefix: bytes) -> None:
@@ -62,6 +63,7 @@ class Slots:
         self.epoch = np.zeros(count, np.int64)
         self.read_at = np.zeros(count, np.int64)
         self.uses = np.zeros(count, np.int64)
+        self.given = 0
         self._used = np.zeros(count, np.int64)
         self._tick = 0
         self._prefix = prefix
@@ -89,6 +91,7 @@ class Slots:
         self.names[slot] = np.frombuffer(name.ljust(record.NAME_BYTES, b"\0"), np.uint8)
         self.read_at[slot] = 0
         self.uses[slot] += 1
+        self.given += 1
         self.touch(slot)
         return slot
 

@@ -1,0 +1,69 @@
+"""Where the device runs what: its thread, or the caller's where that is short."""
+
+import asyncio
+import threading
+from contextlib import closing
+
+import pytest
+
+from recurra.server.engine.device import Device
+
+
+@pytest.fixture
+def device():
+    with closing(Device()) as made:
+        yield made
+
+
+def here() -> threading.Thread:
+    return threading.current_thread()
+
+
+async def test_what_is_known_to_be_short_is_run_at_once(device):
+    assert await device.run("short", here) is not here()
+    assert await device.run("short", here) is here()
+    assert await device.run("another", here) is not here()
+
+
+async def test_what_takes_long_is_run_on_the_thread_each_time(device):
+    gate = threading.Event()
+    first = asyncio.create_task(device.run("long", gate.wait))
+    await asyncio.sleep(0)
+    loop = asyncio.get_running_loop()
+    loop.call_later(0.01, gate.set)  # longer than what is short
+    assert await first
+    assert await device.run("long", here) is not here()
+
+
+async def test_nothing_is_run_beside_what_the_thread_runs(device):
+    await device.run("short", here)
+    gate = threading.Event()
+    busy = asyncio.create_task(device.run("long", gate.wait))
+    await asyncio.sleep(0)
+    queued = asyncio.create_task(device.run("short", here))
+    await asyncio.sleep(0)
+    assert not queued.done()
+    gate.set()
+    assert await busy
+    assert await queued is not here()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_what_it_raises_comes_through(device, times):
+    def fail() -> None:
+        raise KeyError("missing")
+
+    for _ in range(times):
+        with pytest.raises(KeyError):
+            await device.run("failing", fail)
+
+
+async def test_a_caller_that_is_cancelled_leaves_it_usable(device):
+    gate = threading.Event()
+    waiting = asyncio.create_task(device.run("long", gate.wait))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    gate.set()
+    assert await device.run("next", here) is not here()
