@@ -32,7 +32,7 @@ from recurra.server.settings import Settings
 
 TIMESTEPS: Final = 100_000
 """So many are measured, and profiled: in frames, two in flight."""
-_MODEL, _THREADS, _LOOP = "model's thread", "gRPC's threads", "MainThread"
+_MODEL, _THREADS, _LOOP = "model", "gRPC's threads", "MainThread"
 _MESSAGES, _BATCHES = "event loop: messages", "event loop: batches"
 _COMMITS, _TURNS = "event loop: commits", "event loop: gRPC and turns"
 _PARTS: Final = {  # of the event loop's time, by what a file's path has in it
@@ -40,6 +40,8 @@ _PARTS: Final = {  # of the event loop's time, by what a file's path has in it
     "recurra/wire": _MESSAGES,
     "google": _MESSAGES,
     "recurra/server/engine": _BATCHES,
+    "recurra/models/session": _MODEL,  # short runs stay on the event loop's thread
+    "onnxruntime": _MODEL,
     "recurra/models": _BATCHES,
     "recurra/server/store": _COMMITS,
     "selector_events": _COMMITS,  # the store's socket: gRPC has its own in C
@@ -49,6 +51,7 @@ _PARTS: Final = {  # of the event loop's time, by what a file's path has in it
 }
 PARTS: Final = (_MODEL, _BATCHES, _MESSAGES, _COMMITS, _TURNS, _THREADS, "store", "client")
 RAW: Final = "ONNX Runtime alone"
+_CALLS: Final = 100_000
 Costs = dict[str, float]
 
 
@@ -114,7 +117,7 @@ async def _measured(folder: Path, count: int, durability: str) -> tuple[Costs, p
             client.stdin.write(b"\n")
             await client.stdout.readline()
             used = _used(store, client.pid)
-            profile = cProfile.Profile()
+            profile = cProfile.Profile(time.thread_time)  # CPU time: waits for the GIL are nobody's cost
             profile.enable()
             client.stdin.write(b"\n")
             await client.stdout.readline()
@@ -127,7 +130,9 @@ async def _measured(folder: Path, count: int, durability: str) -> tuple[Costs, p
     steps = _frames(count) * count
     costs = {name: (used[name] - before[name]) / steps for name in used}
     loop = costs.pop(_LOOP)
-    return costs | {part: loop * share for part, share in _shares(stats).items()} | {RAW: raw}, stats
+    for part, share in _shares(stats).items():
+        costs[part] = costs.get(part, 0.0) + loop * share
+    return costs | {RAW: raw}, stats
 
 
 def _used(store: int, client: int) -> Costs:
@@ -159,16 +164,36 @@ def _calls(stats: pstats.Stats) -> tuple[int, int]:
 def _shares(stats: pstats.Stats) -> Costs:
     """The event loop's time by part of the code: what is of no part itself counts for those that called it."""
     seconds: dict[str, float] = defaultdict(float)
-    for (file, _, name), (_, _, own, _, callers) in stats.stats.items():  # type: ignore[attr-defined]
-        if "poll" in name:  # it waits
-            continue
+    callee, caller = _overheads()
+    for (file, _, name), (_, count, own, _, callers) in stats.stats.items():  # type: ignore[attr-defined]
         part = _part(file)
-        if part or not callers:
-            seconds[part or _TURNS] += own
-            continue
-        for (caller, _, _), (_, _, spent, _) in callers.items():
-            seconds[_part(caller) or _TURNS] += spent
-    return {part: spent / sum(seconds.values()) for part, spent in sorted(seconds.items())}
+        if not callers and "poll" not in name:
+            seconds[part or _TURNS] += own - count * callee
+        for (by, _, _), (_, times, spent, _) in callers.items():
+            seconds[_part(by) or _TURNS] -= times * caller
+            if "poll" not in name:  # it waits
+                seconds[part or _part(by) or _TURNS] += spent - times * callee
+    total = sum(max(0.0, spent) for spent in seconds.values())
+    return {part: max(0.0, spent) / total for part, spent in sorted(seconds.items())}
+
+
+def _overheads() -> tuple[float, float]:
+    """Seconds that the profiler itself adds to a function for each call of it, and to the one that calls it."""
+
+    def nothing() -> None:
+        pass
+
+    def caller() -> None:
+        for _ in range(_CALLS):
+            nothing()
+
+    began = time.thread_time()
+    caller()
+    plain = time.thread_time() - began
+    profile = cProfile.Profile(time.thread_time)
+    profile.runcall(caller)
+    own = {name: spent for (_, _, name), (_, _, spent, _, _) in pstats.Stats(profile).stats.items()}  # type: ignore[attr-defined]
+    return own["nothing"] / _CALLS, (own["caller"] - plain) / _CALLS
 
 
 def _part(file: str) -> str | None:
