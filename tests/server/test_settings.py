@@ -28,6 +28,7 @@ def test_defaults_are_safe(models):
     assert settings == Settings(
         models=Path(models),
         listen="127.0.0.1:8500",
+        transport="grpc",
         store="embedded",
         data=Path("data"),
         provider="auto",
@@ -58,6 +59,7 @@ def test_a_flag_wins_over_its_variable_which_wins_over_the_default(models):
 MALFORMED = {
     "models": ["", "/no/such/folder", "/etc/hostname"],
     "listen": ["", "8500", ":8500", "localhost", "localhost:", "localhost:65536", "localhost:-1", "::1:8500", "[::1]"],
+    "transport": ["", "http"],
     "store": ["", "redis", "http://h", "redis://", "redis://h:port", "redis://h/path", "redis://h#x", "unix://"],
     "data": ["", "/etc/hostname"],
     "provider": ["", "gpu", "CUDA"],

@@ -35,7 +35,7 @@ _MAX_AXES: Final = 32  # numpy 1's limit
 def code_of(dtype: np.dtype[Any]) -> tensor_pb2.DataType.ValueType:
     """The wire's code of a numpy dtype. Raises InvalidArgument for one that has none."""
     try:
-        return _CODES[dtype.newbyteorder("<")]
+        return _CODES.get(dtype) or _CODES[dtype.newbyteorder("<")]
     except KeyError:
         raise InvalidArgument(f"dtype {dtype} is not supported; use one of {', '.join(map(str, _CODES))}") from None
 
@@ -50,10 +50,17 @@ def dtype_of(code: tensor_pb2.DataType.ValueType) -> np.dtype[Any]:
 
 def to_tensor(array: Array, name: str = "") -> tensor_pb2.Tensor:
     """A message with `array`'s values (one copy). Raises InvalidArgument for an unsupported dtype."""
+    tensor = tensor_pb2.Tensor()
+    fill(tensor, array, name)
+    return tensor
+
+
+def fill(tensor: tensor_pb2.Tensor, array: Array, name: str) -> None:
+    """As to_tensor, into a message that is there, such as a part of another one."""
     code = code_of(array.dtype)
-    return tensor_pb2.Tensor(
-        name=name, dtype=code, shape=array.shape, data=np.ascontiguousarray(array, _DTYPES[code]).tobytes()
-    )
+    tensor.name, tensor.dtype = name, code
+    tensor.shape.extend(array.shape)
+    tensor.data = array.astype(_DTYPES[code], copy=False).tobytes()
 
 
 def to_array(tensor: tensor_pb2.Tensor) -> Array:
@@ -61,16 +68,16 @@ def to_array(tensor: tensor_pb2.Tensor) -> Array:
 
     Raises InvalidArgument for an unknown dtype, a negative size, too many axes, or bytes that do not fill the shape.
     """
-    if len(tensor.shape) > _MAX_AXES:
-        raise InvalidArgument(f"tensor '{tensor.name}' has {len(tensor.shape)} axes; at most {_MAX_AXES} are possible")
-    dtype, shape = dtype_of(tensor.dtype), tuple(tensor.shape)
-    if any(size < 0 for size in shape) or prod(shape) * dtype.itemsize != len(tensor.data):
+    dtype, shape, data = dtype_of(tensor.dtype), tuple(tensor.shape), tensor.data
+    if len(shape) > _MAX_AXES:
+        raise InvalidArgument(f"tensor '{tensor.name}' has {len(shape)} axes; at most {_MAX_AXES} are possible")
+    if prod(shape) * dtype.itemsize != len(data) or min(shape, default=0) < 0:
         raise InvalidArgument(
-            f"tensor '{tensor.name}' has {len(tensor.data)} bytes, but {dtype} of shape {list(shape)} needs "
+            f"tensor '{tensor.name}' has {len(data)} bytes, but {dtype} of shape {list(shape)} needs "
             f"{prod(shape) * dtype.itemsize}"
         )
     try:
-        array = np.frombuffer(tensor.data, dtype).reshape(shape)
+        array = np.frombuffer(data, dtype).reshape(shape)
     except ValueError:  # empty, but its other sizes are beyond what can be addressed
         raise InvalidArgument(f"tensor '{tensor.name}' of shape {list(shape)} is too large") from None
     if dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:

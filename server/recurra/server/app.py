@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import importlib
 import signal
 import subprocess
 import time
@@ -71,6 +73,8 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
         loop.add_signal_handler(sign, end)
     with suppress(_Ended):
         async with running(settings, ending) as address:
+            gc.collect()
+            gc.freeze()  # models and modules stay: to look through them again would stop all calls for 20 ms each time
             ready(address)
             await ending
             _log.info("server.stopping", drain_seconds=settings.drain_seconds)
@@ -184,7 +188,7 @@ async def _stop(tasks: list[asyncio.Task[None]]) -> None:
 
 
 def _grpc(settings: Settings, served: Served, metrics: Metrics) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
-    server = grpc.aio.server(
+    server = transport(settings.transport)(
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
@@ -196,14 +200,25 @@ def _grpc(settings: Settings, served: Served, metrics: Metrics) -> tuple[grpc.ai
     guard, files = Guard(metrics), (inference_pb2, session_pb2, model_pb2)
     services = [service for file in files for service in file.DESCRIPTOR.services_by_name.values()]
     servicers = (Inference(served), Sessions(served), Models(served))
-    server.add_generic_rpc_handlers(
-        tuple(guard.handlers(service, servicer) for service, servicer in zip(services, servicers, strict=True))
-    )
+    for service, servicer in zip(services, servicers, strict=True):
+        server.add_registered_method_handlers(service.full_name, guard.handlers(service, servicer))
     statuses = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(statuses, server)
     names = [*(service.full_name for service in services), health.SERVICE_NAME, reflection.SERVICE_NAME]
     reflection.enable_server_reflection(names, server)
     return server, statuses
+
+
+def transport(name: str) -> Callable[..., grpc.aio.Server]:
+    """What makes the gRPC server. Raises RuntimeError where it is not installed."""
+    if name == "grpc":
+        return grpc.aio.server
+    try:
+        native = importlib.import_module("pygrpc_native.aio")
+    except ImportError as error:
+        raise RuntimeError(f"--transport native needs pip install 'recurra[native]': {error}") from None
+    server: Callable[..., grpc.aio.Server] = native.server
+    return server
 
 
 async def _drain(

@@ -89,8 +89,10 @@ class GatedStore:
         self._store = store
         self._asking, self._answering = asyncio.Lock(), asyncio.Lock()  # both are fair: what came first goes first
 
-    async def commit(self, *columns: Array) -> list[Any]:
-        return await self._pass("commit", self._store.commit, *columns)
+    def commit(self, *columns: Array) -> asyncio.Task[list[Any]]:
+        passing = asyncio.create_task(self._pass("commit", self._store.commit, *columns))
+        passing.add_done_callback(lambda done: done.cancelled() or done.exception())  # the engine may have stopped
+        return passing
 
     async def read(self, keys: Array) -> list[Any]:
         return await self._pass("read", self._store.read, keys)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -28,49 +27,47 @@ class Guard:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
-    def handlers(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
-        """The handlers of a service's methods, which are the servicer's. An interceptor would cost every call more."""
-        each = {method.name: self._handler(method, getattr(servicer, method.name)) for method in service.methods}
-        return grpc.method_handlers_generic_handler(service.full_name, each)
+    def handlers(self, service: ServiceDescriptor, servicer: object) -> dict[str, Any]:
+        """By name the handlers of a service's methods, which are the servicer's. An interceptor would cost more."""
+        return {method.name: self._handler(method, getattr(servicer, method.name)) for method in service.methods}
 
     def _handler(self, method: MethodDescriptor, behaviour: Callable[..., Awaitable[Any]]) -> Any:
+        """One coroutine around the servicer's: each is paid for by every call."""
+        name, streams, observe = method.name, method.client_streaming, self._metrics.observe_request
         parse = message_factory.GetMessageClass(method.input_type).FromString
         write = message_factory.GetMessageClass(method.output_type).SerializeToString
-        if method.client_streaming:
-            return grpc.stream_stream_rpc_method_handler(partial(self._guarded, method.name, behaviour), parse, write)
 
-        # Parsed in here: what a deserialiser raises would reach the caller as UNKNOWN.
-        async def parsed(data: bytes, context: Context) -> Any:
-            return await behaviour(parse(data), context)
+        async def guarded(request: Any, context: Context) -> Any:
+            began, code = time.perf_counter(), "OK"
+            try:
+                # Parsed in here: what a deserialiser raises would reach the caller as UNKNOWN.
+                return await behaviour(request if streams else parse(request), context)
+            except Exception as error:  # noqa: BLE001 # see _told
+                told = _told(error, name)
+                code = told.code.name
+                await self._abort(context, told)
+            except BaseException:
+                code = "CANCELLED"
+                raise
+            finally:
+                observe(name, code, time.perf_counter() - began)
 
-        return grpc.unary_unary_rpc_method_handler(partial(self._guarded, method.name, parsed), None, write)
-
-    async def _guarded(
-        self, method: str, behaviour: Callable[..., Awaitable[Any]], request: Any, context: Context
-    ) -> Any:
-        began, code = time.perf_counter(), grpc.StatusCode.OK
-        try:
-            return await behaviour(request, context)
-        except RecurraError as error:
-            code = error.code
-            await self._abort(context, error)
-        except grpc.aio.AbortError:
-            raise
-        except DecodeError:
-            code = grpc.StatusCode.INVALID_ARGUMENT
-            await self._abort(context, InvalidArgument("the request is not a valid message"))
-        except Exception as error:  # noqa: BLE001 # a fault of the server is told, logged, and nobody else's
-            code = grpc.StatusCode.INTERNAL
-            _log.exception("request.failed", method=method)
-            await self._abort(context, RecurraError(f"the server failed on this request: {type(error).__name__}"))
-        except BaseException:
-            code = grpc.StatusCode.CANCELLED
-            raise
-        finally:
-            self._metrics.observe_request(method, code.name, time.perf_counter() - began)
+        if streams:
+            return grpc.stream_stream_rpc_method_handler(guarded, parse, write)
+        return grpc.unary_unary_rpc_method_handler(guarded, None, write)
 
     async def _abort(self, context: Context, error: RecurraError) -> None:
         self._metrics.count_error(error.reason)
         status = to_status(error)
         status.message = status.message[:_LONGEST_MESSAGE]
         await context.abort(error.code, status.message, (("grpc-status-details-bin", status.SerializeToString()),))
+
+
+def _told(error: Exception, method: str) -> RecurraError:
+    """What the caller is told; a fault of the server is logged, and nobody else's."""
+    if isinstance(error, RecurraError):
+        return error
+    if isinstance(error, DecodeError):
+        return InvalidArgument("the request is not a valid message")
+    _log.exception("request.failed", method=method)
+    return RecurraError(f"the server failed on this request: {type(error).__name__}")

@@ -267,7 +267,7 @@ def _result(signature: Signature, pending: _Pending) -> inference_pb2.FrameResul
         ).tobytes()
     result.incarnations = headers["incarnation"].tobytes()
     result.created = (headers["flags"] & record.CREATED).astype(np.uint8).tobytes()
-    result.expire_time.CopyFrom(operations.from_ms(int(headers["expire_ms"].max())))
+    operations.set_ms(result.expire_time, int(headers["expire_ms"].max()))
     return result
 
 

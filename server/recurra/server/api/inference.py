@@ -15,7 +15,7 @@ from recurra.server.engine.operation import Block, Kind
 from recurra.server.served import Served
 from recurra.v1 import inference_pb2, inference_pb2_grpc
 from recurra.wire.errors import InvalidArgument
-from recurra.wire.tensors import to_tensor
+from recurra.wire.tensors import fill
 
 Array = NDArray[Any]
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -31,7 +31,7 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.PredictRequest, context: Context
     ) -> inference_pb2.PredictResponse:
         engine = self._served.engine(request.model)
-        model, options = engine.model, request.options
+        model, options, name = engine.model, request.options, request.session
         if operations.checkpointed(options, "committed"):
             raise InvalidArgument("a call is committed before it is answered: checkpointed is for frames on a stream")
         arrays, timesteps = inputs.chunk(model.signature, request.inputs, None)
@@ -41,7 +41,7 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
                 array[:, steps] if spec.has_time_axis else array
                 for array, spec in zip(arrays, model.signature.inputs, strict=True)
             ]
-        slot = engine.slot(operations.session_name(request.session)) if request.session else 0
+        slot = engine.slot(operations.session_name(name)) if name else 0
         sequences = options.return_sequences if options.HasField("return_sequences") else True
         block = operations.block(
             engine,
@@ -60,23 +60,21 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
         await operations.done(engine, block)
         if steps is not None and sequences:
             block.outputs = _spread(model, block.outputs, steps, timesteps)
-        return _response(model, request.session, block)
+        return _response(model, name, block)
 
     async def StreamPredict(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override] # noqa: N802
         await FrameStream(self._served, context).serve(request_iterator)
 
 
 def _response(model: Model, name: str, block: Block) -> inference_pb2.PredictResponse:
-    response = inference_pb2.PredictResponse(
-        outputs=[to_tensor(o[0], s.name) for o, s in zip(block.outputs, model.signature.outputs, strict=True)],
-        duplicate=bool(block.duplicates),
-    )
+    response = inference_pb2.PredictResponse(duplicate=bool(block.duplicates))
+    for output, spec in zip(block.outputs, model.signature.outputs, strict=True):
+        fill(response.outputs.add(), output[0], spec.name)
     if block.return_states:
-        response.states.extend(
-            to_tensor(state[0], spec.name) for state, spec in zip(block.states, model.signature.states, strict=True)
-        )
+        for state, owner in zip(block.states, model.signature.states, strict=True):
+            fill(response.states.add(), state[0], owner.name)
     if name and block.headers is not None:
-        response.session.CopyFrom(operations.session(model, name, block.headers[0]))
+        operations.stand(response.session, model, name, block.headers[0])
     return response
 
 

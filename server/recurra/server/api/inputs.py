@@ -96,7 +96,7 @@ def chosen(signature: Signature, names: Sequence[str]) -> list[int]:
 
 
 def _by_name(specs: Sequence[TensorSpec], tensors: Sequence[tensor_pb2.Tensor]) -> dict[str, Array]:
-    if len(tensors) == len(specs) == 1 and not tensors[0].name:
+    if len(tensors) == len(specs) == 1 and tensors[0].name in ("", specs[0].name):
         return {specs[0].name: to_array(tensors[0])}
     arrays = to_arrays(tensors)
     if arrays.keys() != {spec.name for spec in specs}:
@@ -106,12 +106,13 @@ def _by_name(specs: Sequence[TensorSpec], tensors: Sequence[tensor_pb2.Tensor]) 
 
 
 def _check(spec: TensorSpec, array: Array, rows: int | None) -> None:
-    lead = ("N",) * (rows is not None) + ("T",) * spec.has_time_axis
-    sizes = array.shape[1 + spec.has_time_axis :]
-    fits = array.ndim == 1 + spec.has_time_axis + len(spec.shape) and all(
-        want in (None, size) for want, size in zip(spec.shape, sizes, strict=True)
+    axes = 1 + spec.has_time_axis
+    sizes = array.shape[axes:]
+    fits = array.ndim == axes + len(spec.shape) and (
+        sizes == spec.shape or all(want in (None, size) for want, size in zip(spec.shape, sizes, strict=True))
     )
     if array.dtype != spec.dtype or not fits:
+        lead = ("N",) * (rows is not None) + ("T",) * spec.has_time_axis
         want = ", ".join((*lead, *("any" if size is None else str(size) for size in spec.shape)))
         shape = list(array.shape if rows is not None else array.shape[1:])
         raise InvalidArgument(
@@ -131,7 +132,7 @@ def _check(spec: TensorSpec, array: Array, rows: int | None) -> None:
 
 
 def _finite(name: str, array: Array) -> None:
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if array.dtype.kind == "f" and np.count_nonzero(np.isfinite(array)) != array.size:  # all() takes twice as long
         raise InvalidArgument(f"'{name}' holds a NaN or an infinity, which would stay in the state for ever")
 
 

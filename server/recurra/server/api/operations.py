@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from recurra.wire.errors import InvalidArgument
 Array = NDArray[Any]
 
 ID_BYTES: Final = 16
+_NO_ID: Final = bytes(ID_BYTES)
 LONGEST_WAIT_SECONDS: Final = 300.0  # for calls without a deadline
 _CREATE: Final = {
     session_pb2.CREATE_UNSPECIFIED: Create.IF_MISSING,
@@ -53,7 +54,7 @@ def session_name(name: str) -> str:
 def ids(data: bytes, count: int) -> NDArray[np.uint64]:
     """The ids of `count` operations as (N, 2) uint64. Raises InvalidArgument."""
     found = column(data, count, "id")
-    if not found.any(1).all():
+    if data == _NO_ID or (count > 1 and not found.any(1).all()):
         raise InvalidArgument("an id of zeros names no operation: it would mean that there is none")
     return found
 
@@ -78,9 +79,9 @@ def to_ms(time: Timestamp) -> int:
     return time.seconds * 1000 + time.nanos // 1_000_000
 
 
-def from_ms(milliseconds: int) -> Timestamp:
+def set_ms(time: Timestamp, milliseconds: int) -> None:
     """The other way round."""
-    return Timestamp(seconds=milliseconds // 1000, nanos=milliseconds % 1000 * 1_000_000)
+    time.seconds, time.nanos = milliseconds // 1000, milliseconds % 1000 * 1_000_000
 
 
 @lru_cache(maxsize=1024)
@@ -91,14 +92,10 @@ def options_salt(kind: Kind, timesteps: int, return_states: bool, return_sequenc
 
 def checkpointed(options: inference_pb2.PredictOptions, default: str) -> bool:
     """Whether a frame may be answered before the store has it; `default`: the model's durability."""
-    levels = (
-        inference_pb2.DURABILITY_UNSPECIFIED,
-        inference_pb2.DURABILITY_COMMITTED,
-        inference_pb2.DURABILITY_CHECKPOINTED,
-    )
-    if options.durability not in levels:
+    level = _DURABILITIES.get(options.durability)
+    if level is None:
         raise InvalidArgument(f"durability {options.durability} is unknown to this server")
-    return options.durability == levels[2] or (options.durability == levels[0] and default == "checkpointed")
+    return (level or default) == "checkpointed"
 
 
 def block(
@@ -110,29 +107,29 @@ def block(
     wait_seconds: float | None,
     given: dict[int, Array] | None = None,
     start: Sequence[Array] = (),
+    timesteps: int = 0,
+    return_states: bool = False,
+    return_sequences: bool = True,
     **more: Any,
 ) -> Block:
     """A block of one operation; `more` goes into it as it is. Raises InvalidArgument."""
     given = given or {}
-    timesteps, states, sequences = (
-        more.get("timesteps", 0),
-        more.get("return_states", False),
-        more.get("return_sequences", True),
-    )
-    salted = options_salt(kind, timesteps, states, sequences)
+    salted = options_salt(kind, timesteps, return_states, return_sequences)
     if given:
         salted = salt(salted, *(part for index in sorted(given) for part in (index, given[index])))
     if start:  # not what comes of it: another replica may compute that a little differently
         salted = salt(salted, "start", *(part for source in start for part in (source.shape, source)))
-    after = operation.after or bytes(ID_BYTES)
     wait = LONGEST_WAIT_SECONDS if wait_seconds is None else wait_seconds
     return Block(
         kind=kind,
         slots=np.array([slot]),
         ids=ids(operation.id or os.urandom(ID_BYTES), 1),
-        afters=column(after, 1, "after"),
+        afters=column(operation.after or _NO_ID, 1, "after"),
         given=given,
         start=list(start),
+        timesteps=timesteps,
+        return_states=return_states,
+        return_sequences=return_sequences,
         salt=salted,
         create=create(operation.create),
         ttl_ms=_ttl_ms(operation, engine.model),
@@ -142,10 +139,10 @@ def block(
     )
 
 
-async def done(engine: Engine, block_: Block) -> None:
-    """Submit a block of one operation and wait until it is done. Raises what it was refused with."""
+def done(engine: Engine, block_: Block) -> Awaitable[None]:
+    """Submit a block of one operation; to be awaited until it is done. Raises what it was refused with."""
     engine.submit(block_)
-    await finished(engine, block_)
+    return finished(engine, block_)
 
 
 async def finished(engine: Engine, block_: Block) -> None:
@@ -159,21 +156,22 @@ async def finished(engine: Engine, block_: Block) -> None:
         raise block_.errors[0]
 
 
-def session(model: Model, name: str, header: Array, *, created: bool | None = None) -> session_pb2.Session:
-    """Where a session stands: `header` is one HEADER row. `created` unset: as the header says of the last operation."""
-    position = int(header["position"])
-    return session_pb2.Session(
-        model=model.name,
-        version=model.version,
-        session=name,
-        incarnation=header["incarnation"].tobytes(),
-        position=position,
-        durable_position=position,
-        last_id=header["id"].tobytes(),
-        update_time=from_ms(int(header["update_ms"])),
-        expire_time=from_ms(int(header["expire_ms"])),
-        created=bool(header["flags"] & record.CREATED) if created is None else created,
-    )
+def session(model: Model, name: str, header: Array) -> session_pb2.Session:
+    """Where a session stands: `header` is one HEADER row."""
+    message = session_pb2.Session()
+    stand(message, model, name, header)
+    return message
+
+
+def stand(message: session_pb2.Session, model: Model, name: str, header: Array) -> None:
+    """As session, into a message that is there."""
+    at = record.standing(header)
+    message.model, message.version, message.session = model.name, model.version, name
+    message.incarnation, message.last_id = at.incarnation, at.id
+    message.position = message.durable_position = at.position
+    message.created = bool(at.flags & record.CREATED)
+    set_ms(message.update_time, at.update_ms)
+    set_ms(message.expire_time, at.expire_ms)
 
 
 def wait_seconds(context: grpc.aio.ServicerContext[Any, Any]) -> float | None:

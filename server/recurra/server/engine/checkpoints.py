@@ -41,7 +41,7 @@ class Checkpoints:
     @property
     def late(self) -> bool:
         """Whether the store is so far behind that nothing more may be acknowledged before it has it."""
-        while self._flying and self._flying[0].answer.done():
+        while self._flying and self._flying[0].landed:
             self._flying.popleft()
         sent = self._flying[0].started if self._flying else np.inf
         return self._clock.monotonic() - sent > _LATE_INTERVALS * self._interval
@@ -72,8 +72,8 @@ class Checkpoints:
         if not reply.fits(tensors):
             tensors = []
             headers["flags"] |= record.REPLY_DROPPED
-        record.put(self._slots.headers, slots, headers)
-        self._slots.read_at[slots], self._slots.ttl_ms[slots] = 0, batch.ttl_ms
+        self._slots.stands(slots, headers, sent=False)
+        self._slots.ttl_ms[slots] = batch.ttl_ms
         self._slots.dirty_at[slots] = np.minimum(self._slots.dirty_at[slots], self._clock.monotonic())
         self.remember(slots, tensors)
         return self._slots.durable[slots]
@@ -118,7 +118,7 @@ class Checkpoints:
     async def _write(self, chosen: Array, *, release: bool = False) -> None:
         for at in range(0, len(chosen), _ROWS):
             while len(self._flying) >= _FLIGHTS:
-                await asyncio.wait([self._flying.popleft().answer])
+                await self._commits.landed(self._flying.popleft())
             some = chosen[at : at + _ROWS]
             for slots, kept in self._packed(some[self._slots.owned[some]]):  # some were written, or lost, meanwhile
                 state = self._runner.to_bytes(self._runner.gather(slots))
@@ -126,7 +126,7 @@ class Checkpoints:
                 self._flying.append(self._commits.checkpoint(slots, state, kept, mine=mine))
 
     def _idle(self, slots: Array) -> NDArray[np.bool_]:
-        return self._ownership.idle(record.take(self._slots.headers, slots), int(self._clock.time() * 1000))
+        return self._ownership.idle(self._slots.heads(slots), int(self._clock.time() * 1000))
 
     def _packed(self, slots: Array) -> list[tuple[Array, Array]]:
         """The slots, with their kept replies (N, R), by the replies' size."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -36,6 +36,7 @@ class Flight:
         slots, epochs: (N,), whose.
         expected, headers: (N,) HEADER, where the sessions stood before and stand after.
         mine: (N,) bool, which of them this replica owns once this is applied.
+        answer: the store's; None for what only waits behind others.
         batch: the operations that wait for it; None at a checkpoint.
         outputs, states: (N, ...), what their clients get.
     """
@@ -44,12 +45,13 @@ class Flight:
     epochs: Array
     expected: Array
     headers: Array
-    answer: asyncio.Future[list[Any]]
+    answer: Awaitable[list[Any]] | None
     started: float
     mine: NDArray[np.bool_] | None = None
     batch: Batch | None = None
     outputs: list[Array] = field(default_factory=list)
     states: list[Array] = field(default_factory=list)
+    landed: bool = False
 
     @property
     def commits(self) -> bool:
@@ -101,7 +103,7 @@ class Commits:
             (N,) bool: which sessions are this replica's once the store has applied it.
         """
         slots, kind, now_ms = batch.slots, batch.head.kind, int(self._clock.time() * 1000)
-        before = record.take(self._slots.headers, slots)
+        before = self._slots.heads(slots)
         new = advanced(before, batch, rebased, now_ms=now_ms)
         self._slots.ttl_ms[slots] = TOMBSTONE_MS if kind is Kind.END else batch.ttl_ms
         new["identity"], new["name_bytes"] = self._slots.identities[slots], self._slots.name_bytes[slots]
@@ -124,39 +126,36 @@ class Commits:
             kept: (N, R) uint8, the packed replies of their last operations.
             mine: (N,) bool, which of them this replica still owns then.
         """
-        headers, now_ms = record.take(self._slots.headers, slots), int(self._clock.time() * 1000)
+        headers, now_ms = self._slots.heads(slots), int(self._clock.time() * 1000)
         return self._send(slots, headers, state, kept, mine, now_ms=now_ms, epochs=self._slots.epoch[slots])
 
     def _send(
         self, slots: Array, new: Array, state: Array, kept: Array, mine: NDArray[np.bool_], *, now_ms: int, **more: Any
     ) -> Flight:
-        ttl_ms, expected = self._slots.ttl_ms[slots], record.take(self._slots.stored, slots)
+        ttl_ms, expected = self._slots.ttl_ms[slots], self._slots.expected(slots)
         new["commit"] = np.frombuffer(os.urandom(16 * len(slots)), "<u8").reshape(-1, 2)
         new["expire_ms"] = now_ms + ttl_ms
         self._ownership.mark(new, mine, now_ms)
         records = record.pack(new, self._slots.names[slots], state, kept)
-        record.put(self._slots.headers, slots, new)
-        record.put(self._slots.stored, slots, new)
-        self._slots.read_at[slots], self._slots.dirty_at[slots] = 0, np.inf
+        self._slots.stands(slots, new, sent=True)
         self._slots.owned[slots] &= mine
-        answer = asyncio.ensure_future(self._store.commit(self._slots.keys[slots], expected, records, ttl_ms))
+        answer = self._store.commit(self._slots.keys[slots], expected, records, ttl_ms)
         return self._fly(slots=slots, expected=expected, headers=new, answer=answer, mine=mine, **more)
 
     def hold(self, batch: Batch, outputs: list[Array], states: list[Array], rebased: Array) -> None:
         """Keep a batch that changes nothing behind the commits that it rests on."""
-        answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        answer.set_result([commit.APPLIED] * len(batch))
-        there = record.take(self._slots.headers, batch.slots)
-        headers, counts = record.copy(there), (there["kind"] == record.LIVE) & ~rebased
+        there = self._slots.heads(batch.slots)
+        headers, counts = self._slots.heads(batch.slots), (there["kind"] == record.LIVE) & ~rebased
         headers["position"] = there["position"] * counts + np.uint64(batch.head.timesteps)
         headers["flags"] = 0
         columns = {"slots": batch.slots, "epochs": batch.epochs, "expected": there, "headers": headers}
-        self._fly(answer=answer, batch=batch, outputs=outputs, states=states, **columns)
+        self._fly(answer=None, batch=batch, outputs=outputs, states=states, **columns)
 
-    async def landed(self) -> None:
-        """Wait until what is in flight now has landed."""
-        last = self._flights[-1] if self._flights else None
-        while last in self._flights:
+    async def landed(self, flight: Flight | None = None) -> None:
+        """Wait until `flight` has landed; None: all that is in flight now."""
+        if flight is None and self._flights:
+            flight = self._flights[-1]
+        while flight is not None and not flight.landed:
             self._gone.clear()
             await self._gone.wait()
 
@@ -170,14 +169,14 @@ class Commits:
                 await self._settle_first()
         finally:
             for flight in self._flights:  # nobody will ask what became of them
-                flight.answer.cancel()
+                flight.landed = True
             self._flights.clear()
             self._gone.set()
 
     async def _settle_first(self) -> None:
         flight = self._flights[0]
         try:
-            replies = await flight.answer
+            replies = await flight.answer if flight.answer else [commit.APPLIED] * len(flight.slots)
         except RecurraError as error:
             replies = [error] * len(flight.slots)
         self._flights.popleft()
@@ -190,6 +189,7 @@ class Commits:
                 at += len(rows)
         else:
             self._sort_out(flight, replies, current)
+        flight.landed = True
         self._landed(flight)
         self._gone.set()
 
@@ -205,7 +205,7 @@ class Commits:
             slots = flight.slots[places]
             self._slots.durable[slots] = flight.headers["position"][places]
             if flight.mine.any():  # but not those that were released since: that is on its way
-                ours = self._ownership.ours(record.take(self._slots.stored, slots))
+                ours = self._ownership.ours(self._slots.expected(slots))
                 self._slots.owned[slots] |= flight.mine[places] & ours
 
     def _acknowledge(self, flight: Flight, block: Block, rows: Rows, places: slice) -> None:

@@ -247,7 +247,7 @@ class Engine:
         batch = Batch(parts)
         if batch.head.stateless:
             return batch
-        heads, now_ms = record.take(self.slots.headers, batch.slots), int(self._clock.time() * 1000)
+        heads, now_ms = self.slots.heads(batch.slots), int(self._clock.time() * 1000)
         fits = continues(batch, heads, self._layout, self._ownership, now_ms=now_ms)
         if not batch.head.commit:  # no compare-and-set will tell whether the slot is up to date: it is fresh, or named
             fits &= batch.afters.any(1) | (self.slots.read_at[batch.slots] > batch.sequences)
@@ -385,7 +385,7 @@ class Engine:
         """Answer a batch that changes nothing that is kept, or `at_once`; or send it to the store first."""
         batch, states, (outputs, told) = outcome.batch, outcome.step.states, outcome.told()
         if batch.head.stateless:
-            self._answer(batch, outputs, told, record.take(self.slots.headers, batch.slots))
+            self._answer(batch, outputs, told, self.slots.heads(batch.slots))
             return
         if not batch.head.commit:
             self._commits.hold(batch, outputs, told, outcome.rebased)
@@ -393,7 +393,7 @@ class Engine:
         self._metrics.count_operations(_METRIC_KINDS[batch.head.kind], len(batch))
         if at_once:
             self._runner.scatter(batch.slots, states)
-            before = record.take(self.slots.headers, batch.slots)
+            before = self.slots.heads(batch.slots)
             headers = advanced(before, batch, outcome.rebased, now_ms=int(self._clock.time() * 1000))
             self._answer(batch, outputs, told, headers, self._checkpoints.take(batch, headers, outputs + told))
         else:

@@ -21,7 +21,7 @@ def advanced(before: Array, batch: Batch, rebased: NDArray[np.bool_], *, now_ms:
         before: (N,) HEADER, where they stood.
         rebased: (N,) bool, whose position starts from 0.
     """
-    new, kind = record.copy(before), batch.head.kind
+    new, kind = record.headers(record.words(before).copy()), batch.head.kind
     new["recent"][:, 1:], new["recent"][:, 0] = before["recent"][:, :-1], before["id"]
     new["id"], new["digest"] = batch.ids, batch.digests()
     new["operation"], new["update_ms"] = kind, now_ms

@@ -34,6 +34,9 @@ class SlabRunner:
         self._slabs = [
             np.zeros((*s.shape[: s.batch_axis], slots, *s.shape[s.batch_axis :]), s.dtype) for s in self._states
         ]
+        self._rows_first = [
+            (s.batch_axis, *(at for at in range(len(s.shape) + 1) if at != s.batch_axis)) for s in self._states
+        ]
         fresh = [np.expand_dims(state.fresh, state.batch_axis) for state in self._states]
         self.scatter(np.zeros(1, np.intp), fresh)
 
@@ -58,9 +61,9 @@ class SlabRunner:
     def to_bytes(self, states: Sequence[Array]) -> NDArray[np.uint8]:
         count = states[0].shape[self._states[0].batch_axis]
         rows, at = np.empty((count, sum(spec.nbytes for spec in self._states)), np.uint8), 0
-        for state, spec in zip(states, self._states, strict=True):
+        for state, spec, axes in zip(states, self._states, self._rows_first, strict=True):
             columns = rows[:, at : at + spec.nbytes].view(spec.dtype)
-            columns.reshape(count, *spec.shape)[...] = np.moveaxis(state, spec.batch_axis, 0)
+            columns.reshape(count, *spec.shape)[...] = state.transpose(axes)
             at += spec.nbytes
         return rows
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
@@ -25,9 +25,10 @@ class Clock(Protocol):
 class Store(Protocol):
     """Records by key; see store.sessions.RedisStore for shapes, replies and errors."""
 
-    async def commit(
+    def commit(
         self, keys: Array, expected: Array, records: Array, ttl_ms: Array
-    ) -> list[int | bytes | RecurraError]: ...
+    ) -> Awaitable[list[int | bytes | RecurraError]]:
+        """Sent, in order with other commits and reads, before this returns."""
 
     async def read(self, keys: Array) -> list[bytes | RecurraError | None]: ...
 

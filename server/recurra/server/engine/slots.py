@@ -48,6 +48,7 @@ class Slots:
         count += 1
         self.headers = np.zeros(count, record.HEADER)
         self.stored = np.zeros(count, record.HEADER)
+        self._header_words, self._stored_words = record.words(self.headers), record.words(self.stored)
         self.durable = np.zeros(count, np.uint64)
         self.owned = np.zeros(count, bool)
         self.dirty_at = np.full(count, np.inf)
@@ -132,11 +133,25 @@ class Slots:
 
     def install(self, slots: Array, headers: Array, asked: int) -> None:
         """The store was read: the sessions stand at `headers`, (N,) HEADER. `asked`: see read_at."""
-        record.put(self.headers, slots, headers)
-        record.put(self.stored, slots, headers)
+        self.stands(slots, headers, sent=True)
         self.read_at[slots] = asked
         self.durable[slots] = headers["position"]
         self.status[slots], self.ready[slots] = HOT, ~self.running[slots]
+
+    def heads(self, slots: Array) -> Array:
+        """(N,) HEADER, copied: where these sessions stand."""
+        return record.headers(self._header_words.take(slots, 0))
+
+    def expected(self, slots: Array) -> Array:
+        """(N,) HEADER, copied: what their records will hold once all that was sent is applied."""
+        return record.headers(self._stored_words.take(slots, 0))
+
+    def stands(self, slots: Array, headers: Array, *, sent: bool) -> None:
+        """These sessions stand at `headers` (N,) HEADER now; `sent`: the store has that, or will have."""
+        words = record.words(headers)
+        self._header_words[slots], self.read_at[slots] = words, 0
+        if sent:
+            self._stored_words[slots], self.dirty_at[slots] = words, np.inf
 
     def run_long(self, slots: Array, *, running: bool) -> None:
         """A long chunk of these sessions begins, or ends."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import hiredis
 from redis.asyncio import Connection, ConnectionPool
@@ -19,6 +20,7 @@ from redis.exceptions import AuthenticationError, RedisError
 
 from recurra.wire.errors import StoreUnavailable
 
+_SEND_BUFFER: Final = 1 << 20  # bytes; the system's limit counts: a batch's commands should go in one write
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5  # seconds between attempts to connect
 
 
@@ -146,6 +148,7 @@ class Pipe:
         transport = writer.transport
         replies = self._replies = _Replies(self._hand_out, skip=1 if self._opening else 0)
         transport.set_protocol(replies)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         transport.write(self._opening)
         self._waiting = deque(exchange for exchange in self._waiting if not exchange.answer.done())
         for exchange in self._waiting:

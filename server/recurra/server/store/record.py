@@ -7,6 +7,7 @@ the store was rolled back.
 
 from __future__ import annotations
 
+import struct
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
@@ -50,6 +51,7 @@ HEADER: Final = np.dtype(
         ("reply_tag", "<u4"),  # of the form of the kept reply
     ]
 )
+_STANDING: Final = struct.Struct("<6xB33x16s16s96xQQQ")  # the header's fields that Standing has
 MISSING: Final = np.zeros(1, HEADER)  # the header of a session that is not there
 
 
@@ -60,6 +62,22 @@ class Record(NamedTuple):
     name: str
     state: bytes
     reply: bytes
+
+
+class Standing(NamedTuple):
+    """What a session's client is told of its header."""
+
+    flags: int
+    incarnation: bytes
+    id: bytes
+    position: int
+    update_ms: int
+    expire_ms: int
+
+
+def standing(header: Array) -> Standing:
+    """Of one HEADER row; numpy takes six times as long field by field."""
+    return Standing._make(_STANDING.unpack_from(header.tobytes()))
 
 
 def identity(tenant: str, model: str, session: str) -> bytes:
@@ -77,25 +95,15 @@ def key(prefix: bytes, identity_: bytes) -> bytes:
     return prefix + b"{" + identity_.hex().encode() + b"}"
 
 
-def take(headers: Array, rows: Array) -> Array:
-    """Some of `headers`, copied: as words, because numpy copies a row of fields ten times slower."""
-    copied: Array = _as_words(headers).take(rows, 0).view(HEADER)[:, 0]
-    return copied
+def words(headers: Array) -> NDArray[np.uint64]:
+    """(N,) HEADER as (N, words), the same memory. numpy copies words ten times faster than rows of fields."""
+    return headers.view(np.uint64).reshape(len(headers), HEADER.itemsize // 8)
 
 
-def put(headers: Array, rows: Array, new: Array) -> None:
-    """Overwrite some of `headers`."""
-    _as_words(headers)[rows] = _as_words(new)
-
-
-def copy(headers: Array) -> Array:
-    """All of them, copied."""
-    copied: Array = _as_words(headers).copy().view(HEADER)[:, 0]
-    return copied
-
-
-def _as_words(headers: Array) -> Array:
-    return headers.view("<u8").reshape(len(headers), HEADER.itemsize // 8)
+def headers(words_: NDArray[np.uint64]) -> Array:
+    """The other way round."""
+    fields: Array = words_.view(HEADER)[:, 0]
+    return fields
 
 
 def pack(headers: Array, names: Array, state: Array, reply: Array) -> NDArray[np.uint8]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from itertools import chain
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from recurra.wire.errors import DataLoss, RecurraError, StoreFull, StoreUnavaila
 
 Array = NDArray[Any]
 CommitReply = int | bytes | RecurraError
+Observe = Callable[[str, float], None]
 
 _MENDS: Final = 3  # the script may be lost again before it is used
 _LOAD_SCRIPT: Final = (b"SCRIPT", b"LOAD", SCRIPT)
@@ -25,13 +27,13 @@ _LOAD_SCRIPT: Final = (b"SCRIPT", b"LOAD", SCRIPT)
 class RedisStore:
     """Records by key. One ordered pipe, so a read sees every commit that was sent before it."""
 
-    def __init__(self, url: str, *, timeout_seconds: float, observe: Callable[[str, float], None]) -> None:
+    def __init__(self, url: str, *, timeout_seconds: float, observe: Observe) -> None:
         """`url`: redis://, rediss:// or unix://, with user and password if any. `observe`: told command, seconds."""
         self._observe = observe
         self._pipe = Pipe(url, timeout_seconds=timeout_seconds, opening=_LOAD_SCRIPT)
 
-    async def commit(self, keys: Array, expected: Array, records: Array, ttl_ms: Array) -> list[CommitReply]:
-        """Put each record in the place of the one with the expected header. One round trip.
+    def commit(self, keys: Array, expected: Array, records: Array, ttl_ms: Array) -> Sent:
+        """Send each record to the place of the one with the expected header. One round trip.
 
         Args:
             keys: (N, K) uint8.
@@ -40,19 +42,14 @@ class RedisStore:
             ttl_ms: (N,) int64.
 
         Returns:
-            For each session APPLIED, DUPLICATE (it was there already) or MISSING, the header that is there
-            instead, or the error of this session alone.
+            to be awaited. For each session APPLIED, DUPLICATE (it was there already) or MISSING, the header that is
+            there instead, or the error of this session alone.
 
         Raises:
             StoreUnavailable: no answer in time; unknown which were applied.
         """
         packed = commands(keys, expected, records, ttl_ms)
-        began = time.perf_counter()
-        sent = [self._pipe.send(command.wire.data, 1) for command in packed]
-        answers = [await self._mended(command, await answer) for command, answer in zip(packed, sent, strict=True)]
-        self._observe("commit", time.perf_counter() - began)
-        replies = answers[0] if len(answers) == 1 else list(chain.from_iterable(answers))
-        return replies if replies.count(APPLIED) == len(replies) else [_told(reply) for reply in replies]
+        return Sent(self._pipe, packed, [self._pipe.send(command.wire.data, 1) for command in packed], self._observe)
 
     async def read(self, keys: Array) -> list[bytes | RecurraError | None]:
         """The records at `keys`, (N, K) uint8; None where nothing is. Raises StoreUnavailable."""
@@ -86,8 +83,28 @@ class RedisStore:
     async def close(self) -> None:
         await self._pipe.close()
 
-    async def _mended(self, command: Command, answer: list[Any]) -> list[Any]:
+
+class Sent:
+    """A commit on its way. Awaited, it gives the replies; see RedisStore.commit."""
+
+    def __init__(
+        self, pipe: Pipe, packed: list[Command], answers: list[asyncio.Future[list[Any]]], observe: Observe
+    ) -> None:
+        self._pipe, self._packed, self._answers, self._observe = pipe, packed, answers, observe
+        self._began = time.perf_counter()
+
+    def __await__(self) -> Generator[Any, None, list[CommitReply]]:
+        return self._replies().__await__()
+
+    async def _replies(self) -> list[CommitReply]:
+        parts = [await self._mended(*each) for each in zip(self._packed, self._answers, strict=True)]
+        self._observe("commit", time.perf_counter() - self._began)
+        replies = parts[0] if len(parts) == 1 else list(chain.from_iterable(parts))
+        return replies if replies.count(APPLIED) == len(replies) else [_told(reply) for reply in replies]
+
+    async def _mended(self, command: Command, sent: asyncio.Future[list[Any]]) -> list[Any]:
         """A command's replies; it is sent again if the store had lost the script (SCRIPT FLUSH, a new primary)."""
+        answer = await sent
         for _ in range(_MENDS):
             if not (isinstance(answer[0], ReplyError) and "NOSCRIPT" in str(answer[0])):
                 break
