@@ -20,7 +20,11 @@ import numpy as np
 from recurra.v1 import inference_pb2, inference_pb2_grpc, session_pb2, session_pb2_grpc
 from recurra.wire.tensors import to_tensor
 
-_CHANNEL: Final = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+_CHANNEL: Final = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),  # a connection of its own
+]
 _NONE: Final = bytes(16)
 
 COMMITTED: Final = inference_pb2.PredictOptions(durability=inference_pb2.DURABILITY_COMMITTED)

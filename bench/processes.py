@@ -28,6 +28,11 @@ def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that live."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 @contextmanager
 def store(folder: Path, *, append_only: str = "everysec") -> Iterator[tuple[str, int]]:
     """A Valkey on a unix socket: its URL and pid. `append_only`: "off", or an appendfsync policy."""

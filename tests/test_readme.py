@@ -11,7 +11,7 @@ def test_the_readmes_example_runs_as_it_stands(start_server):
     lines = example.replace("127.0.0.1:8500", server.address)
     shown: list[object] = []
     exec(compile(lines, "README.md", "exec"), {"print": shown.append})
-    assert [getattr(value, "shape", None) for value in shown] == [(2, 1), (1, 1)]
+    assert [getattr(value, "shape", None) for value in shown] == [(2, 1), (1, 1), (2, 1), (2, 1)]
 
 
 def test_the_readmes_links_lead_somewhere():

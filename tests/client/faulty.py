@@ -15,12 +15,16 @@ class Faulty:
 
     Attributes:
         asked: paths of the calls that were attempted.
+        rows: how many each frame had.
+        unbound: handles that were freed.
         cut_after: a stream is cut after so many results more; None: it is not.
     """
 
     def __init__(self, channel, script: str = "") -> None:
         self.channel, self.script = channel, deque(script)
         self.asked: list[str] = []
+        self.rows: list[int] = []
+        self.unbound: list[int] = []
         self.cut_after: int | None = None
 
     def fate(self) -> str:
@@ -52,8 +56,10 @@ class FaultyStream:
         self.losing = False
 
     async def write(self, message, *, timeout):
+        self.faulty.unbound += message.unbind.handles
         if message.WhichOneof("kind") == "frame":
             fate = self.faulty.fate()
+            self.faulty.rows.append(len(message.frame.handles) // 4)
             if fate == "x":
                 raise Unreachable("its request is lost")
             self.losing = self.losing or fate == "<"

@@ -3,7 +3,16 @@ from __future__ import annotations
 import inspect
 
 import recurra.client
-from recurra.client import AsyncBatch, AsyncClient, AsyncSession, Batch, Client, Session
+from recurra.client import (
+    AsyncBatch,
+    AsyncClient,
+    AsyncSession,
+    AsyncStream,
+    Batch,
+    Client,
+    Session,
+    Stream,
+)
 from recurra.wire import errors
 
 
@@ -14,21 +23,24 @@ def public(cls: type) -> set[str]:
 def test_names() -> None:
     reasons = {cls.__name__ for cls in errors.BY_REASON.values()} | {"Mismatch"}
     values = {"BatchError", "Model", "SelfTest", "SessionInfo", "StateSpec", "TensorSpec"}
-    handles = {"AsyncBatch", "AsyncClient", "AsyncSession", "Batch", "Client", "Session"}
+    handles = {"AsyncBatch", "AsyncClient", "AsyncSession", "AsyncStream", "Batch", "Client", "Session", "Stream"}
     assert set(recurra.client.__all__) == reasons | values | handles
 
 
 def test_methods() -> None:
-    assert public(Client) == {"batch", "close", "model", "models", "predict", "session", "sessions"}
+    assert public(Client) == {"batch", "close", "model", "models", "predict", "session", "sessions", "stream"}
     told = {"created", "durable_position", "incarnation", "model", "position"}
     does = {"end", "follow", "predict", "reset", "state"}
     assert public(Session) == told | does | {"expire_time", "id", "info", "set_state", "stream"}
     assert public(Batch) == told | does | {"close", "ids"}
+    assert public(Stream) == {"close", "follow", "map", "model", "predict"}
 
 
 def test_blocking_handles_have_the_asyncio_ones_methods_and_signatures() -> None:
-    for blocking, awaited in ((Client, AsyncClient), (Session, AsyncSession), (Batch, AsyncBatch)):
-        own = {"known", "model", "id", "ids"}  # `known` is the handles' way to a model; the others are set when made
+    twins = ((Client, AsyncClient), (Session, AsyncSession), (Batch, AsyncBatch), (Stream, AsyncStream))
+    for blocking, awaited in twins:
+        # `known` is the handles' way to a model, `batches` the blocking client's; the others are set when made
+        own = {"known", "batches", "model", "id", "ids"}
         assert public(blocking) - own == public(awaited) - own
         for name in public(blocking) - {"batch", "session"}:
             method = getattr(blocking, name)

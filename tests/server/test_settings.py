@@ -32,6 +32,8 @@ def test_defaults_are_safe(models):
         store="embedded",
         data=Path("data"),
         provider="auto",
+        workers=1,
+        threads=1,
         trial_seconds=120.0,
         cache=Path("~/.cache/recurra").expanduser(),
         metrics=None,
@@ -63,6 +65,8 @@ MALFORMED = {
     "store": ["", "redis", "http://h", "redis://", "redis://h:port", "redis://h/path", "redis://h#x", "unix://"],
     "data": ["", "/etc/hostname"],
     "provider": ["", "gpu", "CUDA"],
+    "workers": ["", "0", "all", "1025"],
+    "threads": ["0", "auto"],
     "trial_seconds": ["", "0", "never"],
     "cache": ["", "/etc/hostname"],
     "metrics": ["", "9090"],
@@ -89,6 +93,12 @@ def test_a_malformed_value_stops_with_its_name_and_what_it_takes(capsys, models,
 
 def test_every_setting_is_held_against_malformed_values():
     assert set(MALFORMED) == {field.name for field in dataclasses.fields(Settings)}
+
+
+def test_its_variables_give_the_same_settings(models):
+    for flags in ([], ["--workers", "auto", "--trial-seconds", "off", "--cache", "off", "--metrics", "[::1]:0"]):
+        settings = Settings.parse(["--models", models, "--store", "redis://:a b@store/1", *flags], {})
+        assert Settings.parse([], settings.variables()) == settings
 
 
 def test_a_missing_default_repository_names_the_flag_and_the_variable(capsys, tmp_path, monkeypatch):

@@ -44,6 +44,14 @@ def test_an_event_is_one_json_object(log):
     assert event == {"level": "debug", "event": "batch.ran", "seconds": 0.25, "sessions": 3}
 
 
+def test_a_workers_events_tell_its_number(log):
+    stream = io.StringIO()
+    telemetry.configure("info", "text", stream, worker=2)
+    log.info("batch.ran", sessions=3)
+    logging.getLogger("asyncio").warning("lost")
+    assert stream.getvalue().count(" worker=2 ") == 2
+
+
 def test_the_level_holds_and_configuring_again_replaces(log):
     first, second = io.StringIO(), io.StringIO()
     telemetry.configure("debug", "text", first)

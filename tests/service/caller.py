@@ -26,6 +26,10 @@ Arrays = Array | Mapping[str, Array]
 
 TIMEOUT_SECONDS = 30.0
 BIG = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+OWN = [
+    *BIG,
+    ("grpc.use_local_subchannel_pool", 1),  # a connection of its own
+]
 
 
 def new_id() -> bytes:
@@ -94,7 +98,7 @@ class Caller:
     """A client of one server."""
 
     def __init__(self, address: str) -> None:
-        self.channel = grpc.insecure_channel(address, BIG)
+        self.channel = grpc.insecure_channel(address, OWN)
         self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
         self.sessions = session_pb2_grpc.SessionServiceStub(self.channel)
         self.models = model_pb2_grpc.ModelServiceStub(self.channel)

@@ -173,7 +173,7 @@ def test_a_killed_servers_store_is_used_again(start_server: StartServer):
 
 def test_two_servers_never_share_a_data_folder(start_server: StartServer, tmp_path: Path):
     start_server(data=tmp_path / "data")
-    with pytest.raises(AssertionError, match="is in use by"):
+    with pytest.raises(AssertionError, match=r"recurra serve: \S+ is in use by"):
         start_server(data=tmp_path / "data")
 
 

@@ -11,7 +11,8 @@ from recurra.client.batch import AsyncBatch
 from recurra.client.model import Model, SelfTest, SessionInfo, StateSpec, TensorSpec
 from recurra.client.rows import BatchError
 from recurra.client.session import AsyncSession
-from recurra.client.sync import Batch, Client, Session
+from recurra.client.stream import AsyncStream
+from recurra.client.sync import Batch, Client, Session, Stream
 from recurra.wire.errors import (
     AlreadyApplied,
     Behind,
@@ -46,6 +47,7 @@ __all__ = [
     "AsyncBatch",
     "AsyncClient",
     "AsyncSession",
+    "AsyncStream",
     "Batch",
     "BatchError",
     "Behind",
@@ -76,6 +78,7 @@ __all__ = [
     "StateSpec",
     "StoreFull",
     "StoreUnavailable",
+    "Stream",
     "TensorSpec",
     "Unimplemented",
     "Unreachable",

@@ -20,7 +20,8 @@ from recurra.client.model import Model, SessionInfo, read_model, read_session
 from recurra.client.patience import Chance, WallClock
 from recurra.client.replicas import Replicas
 from recurra.client.session import AsyncSession
-from recurra.client.standing import CreateOption
+from recurra.client.standing import CreateOption, Durability
+from recurra.client.stream import AsyncStream
 from recurra.client.window import Window
 from recurra.v1 import inference_pb2, model_pb2, session_pb2
 from recurra.wire.errors import InvalidArgument, ModelUnavailable
@@ -91,9 +92,57 @@ class AsyncClient:
         """
         return AsyncSession(self, self._context, model, session_id, create=_checked(create), ttl=ttl)
 
-    def batch(self, model: str, ids: Sequence[str], *, create: CreateOption = "if_missing") -> AsyncBatch:
-        """A handle on k sessions that move together, a row each; made without a call."""
-        return AsyncBatch(self, self._context, model, ids, create=_checked(create))
+    def batch(
+        self,
+        model: str,
+        ids: Sequence[str],
+        *,
+        create: CreateOption = "if_missing",
+        durability: Durability | None = None,
+    ) -> AsyncBatch:
+        """A handle on k sessions that move together, a row each; made without a call.
+
+        Args:
+            model: the model's name.
+            ids: the sessions', each once.
+            create: as for session.
+            durability: as for stream.
+
+        """
+        return AsyncBatch(self, self._context, model, ids, create=_checked(create), durability=_level(durability))
+
+    def stream(
+        self,
+        model: str,
+        *,
+        create: CreateOption = "if_missing",
+        durability: Durability | None = None,
+        return_sequences: bool = True,
+        linger: float = 0.001,
+    ) -> AsyncStream:
+        """Predictions of any number of sessions, sent together where they come together; made without a call.
+
+        Args:
+            model: the model's name.
+            create: as for session.
+            durability: when an operation is answered. "committed": once the store has it. "checkpointed": once it is
+                computed; the store has it a little later. What a killed server had not written yet is sent again by the
+                client, which keeps the inputs for it; so nothing acknowledged is lost as long as either lives. Until
+                the stream ends, calls on other servers are told that the session is Owned. None: the model's, which is
+                "committed" unless its model.toml says otherwise.
+            return_sequences: all timesteps of an output; False: the last only.
+            linger: seconds that a chunk may wait for others to share its frame.
+
+        """
+        return AsyncStream(
+            self,
+            self._context,
+            model,
+            create=_checked(create),
+            durability=_level(durability),
+            return_sequences=return_sequences,
+            linger=linger,
+        )
 
     async def predict(
         self,
@@ -161,3 +210,9 @@ def _checked(create: CreateOption) -> CreateOption:
     if create not in ("if_missing", "must_exist", "must_be_new"):
         raise InvalidArgument(f"create is 'if_missing', 'must_exist' or 'must_be_new', not '{create}'")
     return create
+
+
+def _level(durability: Durability | None) -> Durability | None:
+    if durability not in (None, "committed", "checkpointed"):
+        raise InvalidArgument(f"durability is 'committed' or 'checkpointed', not '{durability}'")
+    return durability

@@ -18,9 +18,11 @@ from recurra.client.chunk import Prediction, both, to_states
 from recurra.client.columns import Gathering, to_columns
 from recurra.client.crew import Crew, same_error
 from recurra.client.delivery import Context
+from recurra.client.exposure import HALF
+from recurra.client.frame_stream import MAX_HANDLES
 from recurra.client.frames import columns
 from recurra.client.rows import CALLS_AT_ONCE, BatchError
-from recurra.client.standing import CreateOption
+from recurra.client.standing import CreateOption, Durability
 from recurra.v1 import inference_pb2, session_pb2
 from recurra.wire.errors import InvalidArgument, RecurraError
 
@@ -42,13 +44,20 @@ class AsyncBatch:
     """
 
     def __init__(
-        self, client: AsyncClient, context: Context, model: str, ids: Sequence[str], *, create: CreateOption
+        self,
+        client: AsyncClient,
+        context: Context,
+        model: str,
+        ids: Sequence[str],
+        *,
+        create: CreateOption,
+        durability: Durability | None,
     ) -> None:
         self.model, self.ids = model, tuple(ids)
-        if not self.ids or len(self.ids) > MAX_ROWS or len(set(self.ids)) < len(self.ids):
-            raise InvalidArgument(f"a batch has from 1 to {MAX_ROWS} session ids, each once")
+        if not self.ids or len(self.ids) > MAX_HANDLES or len(set(self.ids)) < len(self.ids):
+            raise InvalidArgument(f"a batch has from 1 to {MAX_HANDLES} session ids, each once")
         self._client, self._context = client, context
-        self._crew = Crew(context, model, self.ids, create=create)
+        self._crew = Crew(context, model, self.ids, create=create, durability=durability)
         self._turn = asyncio.Lock()
 
     @property
@@ -110,6 +119,9 @@ class AsyncBatch:
             patience = self._context.patience(timeout)
             frame = columns(given.tensors(), options, given.lengths)
             async with self._turn:
+                exposure = self._crew.exposure
+                if exposure.due():  # those of this are committed by it
+                    await self._crew.secure(np.setdiff1d(exposure.older(HALF), given.rows), patience)
                 errors = await together.predict(self._crew, frame, given.rows, gathered, patience)
         outputs = gathered.as_given(given)
         self._raise(errors, outputs, len(given.rows))
@@ -169,9 +181,14 @@ class AsyncBatch:
             self._raise(await together.follow(self._crew, patience))
 
     async def close(self) -> None:
-        """Give the batch's stream up; the sessions stay, and so does the handle."""
+        """Give the batch's stream up; the sessions stay, and so does the handle.
+
+        Before, the store is to hold all that was acknowledged. Raises where that is not sure, as for predict.
+        """
         async with self._turn:
+            errors = await self._crew.secure(self._crew.exposure.any(), self._context.patience(None))
             self._crew.frames.cancel()
+            self._raise(errors)
 
     def _raise(self, errors: Mapping[int, RecurraError], outputs: object = None, rows: int | None = None) -> None:
         whole = same_error(errors, len(self.ids) if rows is None else rows)
@@ -179,6 +196,3 @@ class AsyncBatch:
             raise whole
         if errors:
             raise BatchError({self.ids[row]: error for row, error in sorted(errors.items())}, outputs)
-
-
-MAX_ROWS = 65_536

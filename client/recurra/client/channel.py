@@ -31,10 +31,10 @@ class Stream(Protocol[Q_contra, A_co]):
 
     async def write(self, message: Q_contra, *, timeout: float) -> None: ...
 
-    async def read(self, *, timeout: float) -> A_co:
+    async def read(self, *, timeout: float | None) -> A_co:
         """The next message.
 
-        Raises Unreachable where the server ended the stream, DeadlineExceeded after `timeout` seconds.
+        Raises Unreachable where the server ended the stream, DeadlineExceeded after `timeout` seconds; None: never.
         """
         ...
 

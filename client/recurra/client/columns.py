@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -66,6 +67,14 @@ def to_columns(
         inputs = {name: ragged.pack(array) if name in laid.timed else array for name, array in inputs.items()}
         rows = np.flatnonzero(ragged.lengths)
     return Columns(inputs, laid.timesteps, laid.single, ragged, rows)
+
+
+class Gathered(Protocol):
+    """Who takes what comes back."""
+
+    def put(self, result: inference_pb2.FrameResult, rows: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+        """Take over the result's rows at `places`, which are those of `rows`."""
+        ...
 
 
 class Gathering:

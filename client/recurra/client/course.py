@@ -20,6 +20,7 @@ from recurra.wire.errors import (
     Behind,
     Contended,
     Diverged,
+    Mismatch,
     RecurraError,
     SessionClosed,
     SessionExists,
@@ -52,6 +53,32 @@ def perform(history: History, operation: Operation) -> Course:
             history.refused(operation)
 
 
+def restore(history: History) -> Course:
+    """Have the store hold all of `history`, and replay what was lost. Returns where the session stands.
+
+    For a session that no other operation is performed on. A server that is asked where a session stands writes what it
+    has not written yet. Raises: as `perform`.
+    """
+    for _ in range(ROUNDS):
+        outcome = yield Look()
+        if isinstance(outcome, RecurraError):
+            raise outcome
+        if outcome.standing.last_id == history.last:
+            history.standing = outcome.standing
+            return outcome
+        replay = history.since(outcome.standing.last_id)
+        if replay is None:
+            raise Diverged("somebody else wrote the session since; follow() continues from where it stands")
+        for step in replay:
+            _check(step)
+            done = yield step
+            if isinstance(done, Mismatch) and not isinstance(done, Diverged):
+                break  # it stands elsewhere by now
+            if isinstance(done, RecurraError) and not isinstance(done, AlreadyApplied):
+                raise done
+    raise Contended("the session was lost again and again; safe to retry")
+
+
 def _meet(history: History, operation: Operation) -> Generator[Look, Reply | RecurraError, None]:
     """Look where the session stands, if the operation is to continue one that is there."""
     if history.create == "must_exist" or operation.ends:
@@ -65,8 +92,7 @@ def _course(history: History, operation: Operation) -> Course:
     todo, rounds = [operation], 0
     while True:
         step = todo[0]
-        if step.request is None:
-            raise Diverged("the session lost more operations than the window holds; use a larger window_bytes")
+        _check(step)
         outcome = yield step
         if isinstance(outcome, RecurraError) and not isinstance(outcome, AlreadyApplied):
             rounds += 1
@@ -81,6 +107,11 @@ def _course(history: History, operation: Operation) -> Course:
             return outcome
         else:
             raise outcome
+
+
+def _check(step: Operation) -> None:
+    if step.request is None:
+        raise Diverged("the session lost more operations than the window holds; use a larger window_bytes")
 
 
 def _turn(history: History, target: Operation, step: Operation, error: RecurraError) -> list[Operation]:

@@ -11,14 +11,15 @@ from typing import Final, TypeVar
 import numpy as np
 
 from recurra.client.channel import END_SESSION, GET_SESSION, PREDICT, RESET_STATE, SET_STATE, A, Method, Q
-from recurra.client.course import Course, perform
-from recurra.client.frames import CREATES, FrameStream, put_names, row_errors, timestamp
+from recurra.client.course import Course, perform, restore
+from recurra.client.frame_stream import FrameStream
+from recurra.client.frames import CREATES, put_names, row_errors, timestamp
 from recurra.client.history import History
 from recurra.client.model import read_session, read_time
 from recurra.client.operation import Look, Operation, Reply, Step, doubtful
 from recurra.client.patience import Chance, Patience
 from recurra.client.replicas import Replicas
-from recurra.client.standing import Standing
+from recurra.client.standing import Durability, Standing
 from recurra.client.window import Window
 from recurra.v1 import inference_pb2, session_pb2
 from recurra.wire.errors import DeadlineExceeded, RecurraError, from_status
@@ -71,18 +72,36 @@ async def trying(
 
 
 class Delivery:
-    """The way to one session: of a model, by a name, at a handle of a stream of frames."""
+    """The way to one session: of a model, by a name, at a handle of a stream of frames.
+
+    Attributes:
+        durability: of frames; None: the model's.
+
+    """
 
     def __init__(
-        self, context: Context, history: History, model: str, session: str, *, frames: FrameStream, handle: int = 0
+        self,
+        context: Context,
+        history: History,
+        model: str,
+        session: str,
+        *,
+        frames: FrameStream,
+        handle: int = 0,
+        durability: Durability | None = None,
     ) -> None:
         self._context, self.history = context, history
         self._model, self._session = model, session
         self._frames, self._handle = frames, np.array([handle], np.uint32)
+        self.durability = durability
 
     async def perform(self, operation: Operation, patience: Patience) -> Reply:
         """Send the operation, and what has to be sent before it, until it is answered for good. Raises RecurraError."""
         return await _drive(perform(self.history, operation), lambda step: self._attempt(step, patience))
+
+    async def restore(self, patience: Patience) -> None:
+        """Have the store hold all that was acknowledged. Raises RecurraError."""
+        await _drive(restore(self.history), lambda step: self._attempt(step, patience))
 
     async def _attempt(self, step: Step, patience: Patience) -> Reply | RecurraError:
         try:
@@ -101,8 +120,7 @@ class Delivery:
             return _reply((await call(GET_SESSION, look, timeout=timeout)).session)
         request = step.request
         if isinstance(request, inference_pb2.Frame):
-            [result] = await self._frames.exchange([self.frame(step)], timeout=timeout)
-            return row_reply(result)
+            return row_reply(await self._frames.exchange(self.frame(step), timeout=timeout))
         if isinstance(request, inference_pb2.PredictRequest):
             predicted = await call(PREDICT, self._named(step, request), timeout=timeout)
             return _reply(predicted.session, predicted)
@@ -133,6 +151,7 @@ class Delivery:
             afters=np.frombuffer(operation.after or NO_ID, np.uint8)[None],
             create=operation.create,
             expire_time=standing.expire_time if standing and operation.after else None,
+            durability=self.durability,
         )
 
     def _named(self, operation: Operation, request: Request) -> Request:
@@ -179,7 +198,9 @@ def _reply(session: session_pb2.Session, body: object = None) -> Reply:
 
 def row_reply(result: inference_pb2.FrameResult) -> Reply:
     """The reply of a frame of one row. Raises the error of that row."""
-    for error in row_errors(result, 1).values():
+    if result.HasField("status"):
+        raise from_status(result.status)
+    for error in row_errors(result).values():
         raise error
     [position] = np.frombuffer(result.positions, "<u8").tolist()
     [durable] = np.frombuffer(result.durable_positions or result.positions, "<u8").tolist()

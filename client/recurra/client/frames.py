@@ -1,31 +1,32 @@
-"""Frames: many sessions' chunks as columns of one message, and the stream that they travel on."""
-
-# ruff: noqa: ASYNC109 - timeouts are part of every call's surface
+"""Frames: many sessions' chunks as columns of one message."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final
 
 import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
 
-from recurra.client.channel import STREAM_PREDICT, Channel, Stream
 from recurra.client.operation import Create
+from recurra.client.standing import Durability
 from recurra.v1 import inference_pb2, session_pb2, tensor_pb2
 from recurra.wire.errors import RecurraError, from_status
 from recurra.wire.tensors import to_array, to_tensor
 
 Ids = NDArray[np.uint8]
 """(N, 16): one operation id a row; zeros: none."""
-_MAX_IN_FLIGHT: Final = 64
 
 CREATES = {
     Create.IF_MISSING: session_pb2.CREATE_IF_MISSING,
     Create.NEVER: session_pb2.CREATE_NEVER,
     Create.NEW: session_pb2.CREATE_NEW,
+}
+_DURABILITIES = {
+    None: inference_pb2.DURABILITY_UNSPECIFIED,
+    "committed": inference_pb2.DURABILITY_COMMITTED,
+    "checkpointed": inference_pb2.DURABILITY_CHECKPOINTED,
 }
 
 
@@ -42,7 +43,9 @@ def take(frame: inference_pb2.Frame, places: NDArray[np.int64]) -> inference_pb2
     """Some rows of a frame's columns, without names."""
     tensors = [to_tensor(to_array(tensor)[places], tensor.name) for tensor in frame.inputs]
     lengths = np.frombuffer(frame.lengths, "<u4")[places] if frame.lengths else None
-    return columns(tensors, frame.options, lengths)
+    some = columns(tensors, frame.options, lengths)
+    some.options.ClearField("durability")
+    return some
 
 
 def normal(frame: inference_pb2.Frame) -> inference_pb2.Frame:
@@ -62,14 +65,53 @@ def put_names(
     afters: Ids,
     create: Create,
     expire_time: datetime | None,
+    durability: Durability | None,
 ) -> inference_pb2.Frame:
     """The same frame, with each row's session and operation. `handles`: (N,)."""
+    frame.options.durability = _DURABILITIES[durability]
     frame.handles, frame.ids = handles.astype("<u4").tobytes(), ids.tobytes()
     frame.afters = afters.tobytes() if afters.any() else b""
     frame.create = CREATES[create]
     if expire_time is not None:
         frame.expire_time.CopyFrom(timestamp(expire_time))
     return frame
+
+
+def kind(frame: inference_pb2.Frame) -> object:
+    """What frames have in common that can travel as one."""
+    tensors = tuple((tensor.name, tensor.dtype, *tensor.shape[1:]) for tensor in frame.inputs)
+    options = frame.options.SerializeToString(deterministic=True)
+    return tensors, options, frame.create, bool(frame.lengths), bool(frame.afters)
+
+
+def merge(frames: Sequence[inference_pb2.Frame]) -> inference_pb2.Frame:
+    """Frames of one kind as one, their rows after each other."""
+    first = frames[0]
+    merged = inference_pb2.Frame(options=first.options, create=first.create)
+    for column in ("handles", "ids", "afters", "lengths"):
+        setattr(merged, column, b"".join(getattr(frame, column) for frame in frames))
+    for place, tensor in enumerate(first.inputs):
+        parts = [frame.inputs[place] for frame in frames]
+        shape = [sum(part.shape[0] for part in parts), *tensor.shape[1:]]
+        data = b"".join(part.data for part in parts)
+        merged.inputs.append(tensor_pb2.Tensor(name=tensor.name, dtype=tensor.dtype, shape=shape, data=data))
+    told = [frame.expire_time for frame in frames if frame.HasField("expire_time")]
+    if told:
+        merged.expire_time.CopyFrom(max(told, key=Timestamp.ToNanoseconds))
+    return merged
+
+
+def cut(result: inference_pb2.FrameResult, place: int) -> inference_pb2.FrameResult:
+    """One row of a result that did not fail, as a result of its own."""
+    one = inference_pb2.FrameResult(created=result.created[place : place + 1])
+    one.positions = result.positions[8 * place : 8 * place + 8]
+    one.durable_positions = result.durable_positions[8 * place : 8 * place + 8]
+    one.incarnations = result.incarnations[16 * place : 16 * place + 16]
+    one.outputs.extend(to_tensor(to_array(tensor)[place : place + 1], tensor.name) for tensor in result.outputs)
+    one.states.extend(to_tensor(to_array(tensor)[place : place + 1], tensor.name) for tensor in result.states)
+    if result.HasField("expire_time"):
+        one.expire_time.CopyFrom(result.expire_time)
+    return one
 
 
 def timestamp(moment: datetime) -> Timestamp:
@@ -79,67 +121,6 @@ def timestamp(moment: datetime) -> Timestamp:
     return message
 
 
-def row_errors(result: inference_pb2.FrameResult, rows: int) -> dict[int, RecurraError]:
-    """Why rows of a frame of so many failed, by row."""
-    if result.HasField("status"):
-        return {row: from_status(result.status) for row in range(rows)}
+def row_errors(result: inference_pb2.FrameResult) -> dict[int, RecurraError]:
+    """Why rows of a frame failed, by row."""
     return {error.row: from_status(error.status) for error in result.errors}
-
-
-class FrameStream:
-    """One stream with sessions bound to the handles 0, 1, 2, ...; opened when needed, and again after it broke."""
-
-    def __init__(self, channel: Channel, model: str, sessions: Sequence[str]) -> None:
-        self._channel = channel
-        self._bind = inference_pb2.StreamPredictRequest(
-            bind=inference_pb2.Bind(model=model, sessions=sessions, handles=range(len(sessions)))
-        )
-        self._stream: Stream[inference_pb2.StreamPredictRequest, inference_pb2.StreamPredictResponse] | None = None
-        self._tag = 0
-
-    async def write(self, frame: inference_pb2.Frame, *, timeout: float) -> int:
-        """Send a frame; returns the tag that its result will carry.
-
-        Raises RecurraError; the stream is then given up.
-        """
-        try:
-            if self._stream is None:
-                self._stream = self._channel.open(STREAM_PREDICT)
-                await self._stream.write(self._bind, timeout=timeout)
-            self._tag += 1
-            frame.tag = self._tag
-            await self._stream.write(inference_pb2.StreamPredictRequest(frame=frame), timeout=timeout)
-        except BaseException:
-            self.cancel()
-            raise
-        return self._tag
-
-    async def read(self, *, timeout: float) -> inference_pb2.FrameResult:
-        """The next result, in any order of frames. Raises RecurraError; the stream is then given up."""
-        assert self._stream is not None, "read before write"
-        try:
-            return (await self._stream.read(timeout=timeout)).frame
-        except BaseException:
-            self.cancel()
-            raise
-
-    async def exchange(
-        self, frames: Sequence[inference_pb2.Frame], *, timeout: float
-    ) -> list[inference_pb2.FrameResult]:
-        """Send frames together and wait for all their results, given in the frames' order. Raises RecurraError."""
-        tags: list[int] = []
-        results: dict[int, inference_pb2.FrameResult] = {}
-        while len(results) < len(frames):
-            # Not all at once: the server may wait for its results to be read before it reads on.
-            if len(tags) < len(frames) and len(tags) - len(results) < _MAX_IN_FLIGHT:
-                tags.append(await self.write(frames[len(tags)], timeout=timeout))
-                continue
-            result = await self.read(timeout=timeout)
-            results[result.tag] = result
-        return [results[tag] for tag in tags]
-
-    def cancel(self) -> None:
-        """Give the stream up; what was sent on it may be applied or not."""
-        if self._stream is not None:
-            self._stream.cancel()
-            self._stream = None

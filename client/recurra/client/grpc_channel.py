@@ -92,7 +92,7 @@ class GrpcStream(Generic[Q, A]):
     async def write(self, message: Q, *, timeout: float) -> None:
         await self._within(self._call.write(message), timeout)
 
-    async def read(self, *, timeout: float) -> A:
+    async def read(self, *, timeout: float | None) -> A:
         message = await self._within(self._call.read(), timeout)
         if message is aio.EOF:
             raise Unreachable("the server ended the stream; safe to retry")
@@ -102,13 +102,18 @@ class GrpcStream(Generic[Q, A]):
     def cancel(self) -> None:
         self._call.cancel()
 
-    async def _within(self, step: Any, timeout: float) -> Any:
+    async def _within(self, step: Any, timeout: float | None) -> Any:
         try:
             async with asyncio.timeout(timeout):
                 return await step
         except TimeoutError:
             self._call.cancel()
             raise DeadlineExceeded(f"no answer within {timeout:.3g} s; safe to retry") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and not task.cancelling():  # the stream was, by another task
+                raise Unreachable("the stream was given up; safe to retry") from None
+            raise
         except aio.AioRpcError as error:
             raise translate(error) from None
         except asyncio.InvalidStateError:
@@ -134,7 +139,8 @@ def told(code: grpc.StatusCode, details: str, trailing: Any) -> RecurraError:
             except DecodeError:
                 break
     # A connection that breaks may show as one of these: the call was cut, and nobody refused it.
-    if code in (grpc.StatusCode.CANCELLED, grpc.StatusCode.OK) or "RST_STREAM" in details:
+    cut = "RST_STREAM" in details or details == "Internal error from Core"
+    if cut or code in (grpc.StatusCode.CANCELLED, grpc.StatusCode.OK):
         code = grpc.StatusCode.UNAVAILABLE
     number: int = code.value[0]
     return from_status(status_pb2.Status(code=number, message=details or f"the call ended with {code.name}"))

@@ -9,8 +9,9 @@ history     o1 <- o2 <- o3           each operation names the one that it contin
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import chain
 from typing import Final
 
 from recurra.client.operation import Create, Operation
@@ -18,6 +19,7 @@ from recurra.client.standing import CreateOption, Standing
 from recurra.client.window import Window
 from recurra.wire.errors import RecurraError
 
+Earlier = Callable[[], Iterable[Operation]]
 OVERHEAD_BYTES: Final = 256  # of an operation in the window, besides its request
 
 
@@ -31,16 +33,17 @@ class History:
         self._window, self._entropy = window, entropy
         self._ended = False
         self._applied: deque[Operation] = deque()  # a chain up to `last`, as far back as the window reaches
+        self._earlier: Earlier = tuple  # what comes before it
         self._pending: list[Operation] = []  # sent or to be sent, without an answer yet
 
-    def resume(self, last: bytes, standing: Standing | None, applied: list[Operation], *, ended: bool = False) -> None:
-        """Take over what is known already: `applied` is a chain of operations up to `last`."""
-        self.last, self.standing, self._applied, self._ended = last, standing, deque(applied), ended
-        self._pending = []
+    def resume(self, last: bytes, standing: Standing | None, earlier: Earlier = tuple, *, ended: bool = False) -> None:
+        """Take over what is known already: `earlier` gives the operations up to `last`, the newest first."""
+        self.last, self.standing, self._earlier, self._ended = last, standing, earlier, ended
+        self._applied, self._pending = deque(), []
 
     def follow(self, standing: Standing | None) -> None:
         """Continue from where the session stands, whoever brought it there; None: it is not there."""
-        self.resume(standing.last_id if standing else b"", standing, [])
+        self.resume(standing.last_id if standing else b"", standing)
 
     @property
     def ended(self) -> bool:
@@ -118,7 +121,7 @@ class History:
         if stands_at == self.last:
             return []
         replay: list[Operation] = []
-        for operation in reversed(self._applied):
+        for operation in chain(reversed(self._applied), self._earlier()):
             if operation.id == stands_at:
                 return replay[::-1]
             replay.append(operation)

@@ -15,6 +15,10 @@ class Replicas:
     """A channel over others.
 
     An attempt goes to one of them; one that is away, draining, or not the owner of the session is left for the next.
+
+    Attributes:
+        current: the index of the one that is asked.
+
     """
 
     def __init__(self, channels: Sequence[Channel]) -> None:
@@ -22,13 +26,13 @@ class Replicas:
         if not channels:
             raise InvalidArgument("give at least one address")
         self._channels = list(channels)
-        self._current = 0
+        self.current = 0
 
     def __len__(self) -> int:
         return len(self._channels)
 
     async def call(self, method: Method[Q, A], request: Q, *, timeout: float) -> A:
-        current = self._current
+        current = self.current
         try:
             return await self._channels[current].call(method, request, timeout=timeout)
         except RecurraError as error:
@@ -36,7 +40,7 @@ class Replicas:
             raise
 
     def open(self, method: Method[Q, A]) -> Stream[Q, A]:
-        return _Routed(self, self._current, self._channels[self._current].open(method))
+        return _Routed(self, self.current, self._channels[self.current].open(method))
 
     async def close(self) -> None:
         for channel in self._channels:
@@ -44,8 +48,8 @@ class Replicas:
 
     def failed(self, asked: int, error: RecurraError) -> None:
         """Note that the channel of this index answered with `error`."""
-        if isinstance(error, Unreachable | Draining | Owned) and asked == self._current:
-            self._current = (asked + 1) % len(self._channels)
+        if isinstance(error, Unreachable | Draining | Owned) and asked == self.current:
+            self.current = (asked + 1) % len(self._channels)
 
 
 class _Routed(Generic[Q, A]):
@@ -61,7 +65,7 @@ class _Routed(Generic[Q, A]):
             self._replicas.failed(self._index, error)
             raise
 
-    async def read(self, *, timeout: float) -> A:
+    async def read(self, *, timeout: float | None) -> A:
         try:
             return await self._stream.read(timeout=timeout)
         except RecurraError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 
 from recurra.client.course import Course, perform
 from recurra.client.delivery import Delivery, doubt, row_reply
-from recurra.client.frames import FrameStream, Ids, normal, take
+from recurra.client.frame_stream import FrameStream
+from recurra.client.frames import Ids, cut, kind, merge, normal, row_errors, take
 from recurra.client.operation import Operation, Reply, Step
 from recurra.client.patience import Patience
 from recurra.v1 import inference_pb2, session_pb2
-from recurra.wire.errors import DeadlineExceeded, RecurraError
+from recurra.wire.errors import DeadlineExceeded, InvalidArgument, RecurraError
 
 Outcome = Reply | RecurraError
 CALLS_AT_ONCE: Final = 64
+_MERGED_BYTES: Final = 4 << 20  # of frames that are sent as one
 
 
 class BatchError(Exception):
@@ -40,52 +42,41 @@ class BatchError(Exception):
 
 @dataclass(eq=False)
 class Sent:
-    """One operation of each of a batch's rows, sent together.
+    """One operation of each of some rows, sent together.
 
     Attributes:
-        ids: (k, 16); zeros at rows that took no part.
-        afters: (k, 16), what each continued.
+        rows: (n,).
+        ids: (n, 16).
+        afters: (n, 16), what each continued.
         request: a frame's columns, or a reset of one session, the same for all; None once the window forgot it.
-        place: (k,), the row's place in the frame.
+        before: (n,), which of all that was kept has the row's operation before this.
         nbytes: what all this takes in the window.
 
     """
 
+    rows: NDArray[np.int64]
     ids: Ids
     afters: Ids
     request: inference_pb2.Frame | session_pb2.ResetStateRequest | None
-    place: NDArray[np.int64]
     nbytes: int
-
-    @classmethod
-    def nothing(cls, k: int) -> Sent:
-        """No operation at any of k rows."""
-        return cls(np.zeros((k, 16), np.uint8), np.zeros((k, 16), np.uint8), None, np.zeros(k, np.int64), 0)
+    before: NDArray[np.int64]
 
     def forget(self) -> None:
         """Let go of the inputs."""
         self.request = None
 
-    def operation(self, row: int) -> Operation:
-        """The row's own operation."""
+    def place(self, row: int) -> int:
+        """The row's place in the columns."""
+        return int(np.flatnonzero(self.rows == row)[0])
+
+    def operation(self, place: int) -> Operation:
+        """One row's own operation."""
         request = self.request
         if isinstance(request, inference_pb2.Frame):
-            request = take(request, self.place[row : row + 1])
-        after = self.afters[row].tobytes() if self.afters[row].any() else b""
+            request = take(request, np.array([place]))
+        after = self.afters[place].tobytes() if self.afters[place].any() else b""
         asked = normal(request) if isinstance(request, inference_pb2.Frame) else request
-        return Operation(self.ids[row].tobytes(), request, 0, after, kept=True, asked=asked)
-
-
-def chain(sent: Sequence[Sent], row: int, last: bytes) -> list[Operation]:
-    """The row's operations up to `last`, as far back as they follow each other, oldest first."""
-    operations: list[Operation] = []
-    for one in reversed(sent):
-        if one.ids[row].tobytes() == last:
-            operation = one.operation(row)
-            operation.done = True
-            operations.append(operation)
-            last = operation.after
-    return operations[::-1]
+        return Operation(self.ids[place].tobytes(), request, 0, after, kept=True, asked=asked)
 
 
 async def settle(
@@ -100,17 +91,32 @@ async def settle(
         By row, the reply, or the error that it finally failed with.
     """
     courses: dict[int, Course] = {row: perform(way.history, operation) for row, (way, operation, _) in rows.items()}
+    ways = {row: way for row, (way, _, _) in rows.items()}
+    return await drive(frames, ways, courses, patience, {row: (step, error) for row, (_, step, error) in rows.items()})
+
+
+async def drive(
+    frames: FrameStream,
+    ways: Mapping[int, Delivery],
+    courses: Mapping[int, Course],
+    patience: Patience,
+    first: Mapping[int, tuple[Step, RecurraError | None]],
+) -> dict[int, Outcome]:
+    """Follow the courses of some rows together. `first`: what a first attempt at a step met.
+
+    Returns, by row, the reply, or the error that it finally failed with.
+    """
     steps: dict[int, Step] = {}
     met: dict[int, Outcome] = {}
     done: dict[int, Outcome] = {}
     for row, course in courses.items():
         steps[row] = next(course)
-        first = rows[row][2]
-        if first is not None and steps[row] is rows[row][1]:
-            met[row] = first
+        step, error = first.get(row, (None, None))
+        if error is not None and steps[row] is step:
+            met[row] = error
     try:
         while steps:
-            outcomes = await _round({row: rows[row][0] for row in steps}, steps, frames, patience, met)
+            outcomes = await _round({row: ways[row] for row in steps}, steps, frames, patience, met)
             met = {}
             for row, outcome in outcomes.items():
                 try:
@@ -159,7 +165,7 @@ async def _round(
 async def _once(
     ways: Mapping[int, Delivery], steps: Mapping[int, Step], frames: FrameStream, patience: Patience
 ) -> dict[int, Outcome]:
-    """One attempt at each step: those of frames on the batch's stream, the others as calls side by side."""
+    """One attempt at each step: those of frames on the stream, as many in one as can be, the others as calls."""
     framed = {
         row: step
         for row, step in steps.items()
@@ -168,28 +174,45 @@ async def _once(
     plain = [row for row in steps if row not in framed]
     gate = asyncio.Semaphore(CALLS_AT_ONCE)
 
-    async def call(row: int) -> Outcome:
+    async def call(row: int) -> dict[int, Outcome]:
         async with gate:
             try:
-                return await ways[row].once(steps[row], patience.left)
+                return {row: await ways[row].once(steps[row], patience.left)}
             except RecurraError as error:
-                return error
+                return {row: error}
 
-    outcomes: dict[int, Outcome] = dict(zip(plain, await asyncio.gather(*map(call, plain)), strict=True))
-    if framed:
-        try:
-            results = await frames.exchange(
-                [ways[row].frame(operation) for row, operation in framed.items()], timeout=patience.left
-            )
-        except RecurraError as error:
-            return outcomes | dict.fromkeys(framed, error)
-        for row, result in zip(framed, results, strict=True):
-            outcomes[row] = _outcome(result)
+    asking = [call(row) for row in plain]
+    asking += [_ask(frames, some, patience) for some in _alike({row: ways[row].frame(framed[row]) for row in framed})]
+    outcomes: dict[int, Outcome] = {}
+    for some in await asyncio.gather(*asking):
+        outcomes |= some
     return outcomes
 
 
-def _outcome(result: inference_pb2.FrameResult) -> Outcome:
+def _alike(frames: Mapping[int, inference_pb2.Frame]) -> list[dict[int, inference_pb2.Frame]]:
+    """Frames of one row each, in groups that can travel as one."""
+    groups: dict[object, list[dict[int, inference_pb2.Frame]]] = {}
+    for row, frame in frames.items():
+        nbytes = frame.ByteSize()
+        found = groups.setdefault(kind(frame), [{}])
+        if (len(found[-1]) + 1) * nbytes > _MERGED_BYTES and found[-1]:
+            found.append({})
+        found[-1][row] = frame
+    return [some for found in groups.values() for some in found]
+
+
+async def _ask(frames: FrameStream, asked: Mapping[int, inference_pb2.Frame], patience: Patience) -> dict[int, Outcome]:
+    """Send frames of one row each as one."""
     try:
-        return row_reply(result)
+        result = await frames.exchange(merge(list(asked.values())), timeout=patience.left)
+    except InvalidArgument as error:
+        if len(asked) == 1:
+            return dict.fromkeys(asked, error)
+        outcomes: dict[int, Outcome] = {}  # one of them is malformed: which, is told by asking each
+        for some in await asyncio.gather(*(_ask(frames, {row: frame}, patience) for row, frame in asked.items())):
+            outcomes |= some
+        return outcomes
     except RecurraError as error:
-        return error
+        return dict.fromkeys(asked, error)
+    errors = row_errors(result)
+    return {row: errors.get(place) or row_reply(cut(result, place)) for place, row in enumerate(asked)}

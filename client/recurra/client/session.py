@@ -16,12 +16,12 @@ from recurra.client.arrays import Array, Inputs, check_names, lay_out, start_ten
 from recurra.client.channel import GET_SESSION, GET_STATE
 from recurra.client.chunk import Prediction, both, tensors, to_mask, to_outputs, to_states
 from recurra.client.delivery import Context, Delivery
-from recurra.client.frames import FrameStream
+from recurra.client.frame_stream import FrameStream
 from recurra.client.history import History
 from recurra.client.model import SessionInfo, read_session
 from recurra.client.operation import Reply
 from recurra.client.pipeline import Pipeline
-from recurra.client.standing import CreateOption
+from recurra.client.standing import CreateOption, Durability
 from recurra.v1 import inference_pb2, session_pb2
 from recurra.wire.errors import InvalidArgument, SessionClosed, SessionExpired, SessionNotFound
 
@@ -210,6 +210,7 @@ class AsyncSession:
         chunks: AsyncIterable[Inputs] | Iterable[Inputs],
         *,
         in_flight: int = 1,
+        durability: Durability | None = None,
         return_states: bool = False,
         return_sequences: bool = True,
         timeout: float | None = None,
@@ -221,6 +222,7 @@ class AsyncSession:
             in_flight: how many chunks may be sent before the first of them is answered. More than 1 hides the way to
                 the server. A reply that is then lost, with a later chunk applied already, is AlreadyApplied; and chunks
                 taken when the caller stops early may be applied.
+            durability: as for AsyncClient.stream; at the end of the chunks, the store has all.
             return_states: as for predict.
             return_sequences: as for predict.
             timeout: seconds for each chunk.
@@ -229,7 +231,7 @@ class AsyncSession:
         if in_flight < 1:
             raise InvalidArgument("in_flight is at least 1")
         source = chunks if isinstance(chunks, AsyncIterable) else _each(chunks)
-        if in_flight == 1:
+        if in_flight == 1 and durability is None:
             async for x in source:
                 yield await self.predict(
                     x, return_states=return_states, return_sequences=return_sequences, timeout=timeout
@@ -239,13 +241,14 @@ class AsyncSession:
         options = inference_pb2.PredictOptions(return_states=return_states, return_sequences=return_sequences)
         async with self._alone():
             self._streaming = True
+            self._delivery.durability = durability
             line = Pipeline(self._context, self._delivery, self._frames, model, options=options)
             outputs = line.run(source, in_flight=in_flight, timeout=timeout)
             try:
                 async for output in outputs:
                     yield output
             finally:
-                self._streaming = False
+                self._streaming, self._delivery.durability = False, None
                 await outputs.aclose()
                 self._frames.cancel()
 

@@ -9,6 +9,9 @@ from typing import Literal
 CreateOption = Literal["if_missing", "must_exist", "must_be_new"]
 """What a handle's first operation does about a session that is not there, or is."""
 
+Durability = Literal["committed", "checkpointed"]
+"""When an operation is answered: once the store has it, or once it is computed."""
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -21,6 +24,7 @@ class Standing:
         last_id: 16 bytes, the id of the session's last operation; empty where the reply does not tell it.
         created: whether the operation created the session.
         expire_time: when the session expires without another operation; None if unknown.
+        durable: whether the store holds all of it.
 
     """
 
@@ -30,3 +34,7 @@ class Standing:
     last_id: bytes = b""
     created: bool = False
     expire_time: datetime | None = None
+
+    @property
+    def durable(self) -> bool:
+        return self.durable_position >= self.position

@@ -12,10 +12,12 @@ from recurra.client.arrays import Array
 from recurra.client.batch import AsyncBatch
 from recurra.client.bridge import Bridged, LoopThread, blocking, iterating, streaming
 from recurra.client.channel import Channel
+from recurra.client.ferry import ferrying
 from recurra.client.grpc_channel import Credentials
 from recurra.client.patience import Chance
 from recurra.client.session import AsyncSession
-from recurra.client.standing import CreateOption
+from recurra.client.standing import CreateOption, Durability
+from recurra.client.stream import AsyncStream
 
 
 class Session(Bridged[AsyncSession]):
@@ -107,6 +109,28 @@ class Batch(Bridged[AsyncBatch]):
         return self._inner.created
 
 
+class Stream(Bridged[AsyncStream]):
+    """Predictions of any number of sessions, sent together: AsyncStream, used from any number of threads."""
+
+    predict = blocking(AsyncStream.predict)
+    map = ferrying(AsyncStream.map, AsyncStream.batches)
+    follow = blocking(AsyncStream.follow)
+    close = blocking(AsyncStream.close)
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self._inner.model
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.run(self._inner.__aexit__(kind, error, trace))
+
+
 class Client(Bridged[AsyncClient]):
     """A client of one server, or of several that share a store. Used from any thread; as a context manager it closes.
 
@@ -145,9 +169,31 @@ class Client(Bridged[AsyncClient]):
         """A handle on a session, made without a call; the arguments are AsyncClient's."""
         return Session(self._loop, self._inner.session(model, session_id, create=create, ttl=ttl))
 
-    def batch(self, model: str, ids: Sequence[str], *, create: CreateOption = "if_missing") -> Batch:
-        """A handle on k sessions that move together, a row each; made without a call."""
-        return Batch(self._loop, self._inner.batch(model, ids, create=create))
+    def batch(
+        self,
+        model: str,
+        ids: Sequence[str],
+        *,
+        create: CreateOption = "if_missing",
+        durability: Durability | None = None,
+    ) -> Batch:
+        """A handle on k sessions that move together, a row each; made without a call. Arguments as AsyncClient's."""
+        return Batch(self._loop, self._inner.batch(model, ids, create=create, durability=durability))
+
+    def stream(
+        self,
+        model: str,
+        *,
+        create: CreateOption = "if_missing",
+        durability: Durability | None = None,
+        return_sequences: bool = True,
+        linger: float = 0.001,
+    ) -> Stream:
+        """Predictions of any number of sessions, sent together; made without a call. Arguments as AsyncClient's."""
+        inner = self._inner.stream(
+            model, create=create, durability=durability, return_sequences=return_sequences, linger=linger
+        )
+        return Stream(self._loop, inner)
 
     def close(self) -> None:
         """Close the connections. Sessions live on, by their time to live. Closing again does nothing."""

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from recurra.client.channel import GET_SESSION, RESET_STATE
-from recurra.client.columns import Gathering
+from recurra.client.columns import Gathered
 from recurra.client.crew import Crew, Rows, Trouble
 from recurra.client.delivery import Delivery, name, trying
 from recurra.client.frames import normal, put_names, row_errors, take
@@ -21,6 +21,7 @@ from recurra.client.rows import CALLS_AT_ONCE, Outcome, Sent
 from recurra.client.standing import Standing
 from recurra.v1 import inference_pb2, session_pb2
 from recurra.wire.errors import (
+    InvalidArgument,
     RecurraError,
     SessionClosed,
     SessionExists,
@@ -33,16 +34,32 @@ _RESETS_A_CALL: Final = 4096
 
 
 async def predict(
-    crew: Crew, frame: inference_pb2.Frame, rows: Rows, gathered: Gathering, patience: Patience
+    crew: Crew, frame: inference_pb2.Frame, rows: Rows, gathered: Gathered, patience: Patience
 ) -> dict[int, RecurraError]:
-    """Run a frame's columns, a row for each of `rows`, and gather what comes back. Returns why rows failed."""
+    """Run a frame's columns, a row for each of `rows`, and gather what comes back.
+
+    Calls for different rows may run at once. Returns why rows failed; raises InvalidArgument where the frame was
+    refused whole.
+    """
     dry = frame.options.HasField("commit") and not frame.options.commit
-    sent, trouble, fresh = crew.name(frame, rows), Trouble(), crew.fresh
-    aside = crew.apart | (fresh & (crew.create == "must_exist") & (not dry))
-    for row in rows[aside[rows]].tolist():
-        trouble[row] = _apart(crew, row, take(frame, sent.place[row : row + 1]), dry=dry)
-    whole = rows[~aside[rows]]
-    groups = [(whole[~fresh[whole]], Create.NEVER), (whole[fresh[whole]], crew.opening(dry=dry))]
+    sent = crew.name(frame, rows, dry=dry)
+    try:
+        return await _predict(crew, sent, frame, gathered, patience, dry=dry)
+    finally:
+        if not dry:
+            crew.context.window.keep(sent)
+
+
+async def _predict(
+    crew: Crew, sent: Sent, frame: inference_pb2.Frame, gathered: Gathered, patience: Patience, *, dry: bool
+) -> dict[int, RecurraError]:
+    rows = sent.rows
+    trouble, fresh = Trouble(), crew.fresh(rows)
+    aside = crew.apart[rows] | (fresh & (crew.create == "must_exist") & (not dry))
+    for place in np.flatnonzero(aside).tolist():
+        row = int(rows[place])
+        trouble[row] = _apart(crew, row, take(frame, np.array([place])), dry=dry)
+    groups = [(np.flatnonzero(~aside & ~fresh), Create.NEVER), (np.flatnonzero(~aside & fresh), crew.opening(dry=dry))]
     for group, create in groups:
         if not len(group):
             continue
@@ -52,13 +69,12 @@ async def predict(
         if create is Create.NEW and crew.create == "if_missing" and errors:
             # Sessions that are there already, as after a restart of this process: continued, in one frame again.
             met = _continue(sent, errors)
-            groups.append((met, Create.NEVER))
-            errors = {row: error for row, error in errors.items() if row not in set(met.tolist())}
-        for row, error in errors.items():
+            groups.append((np.array(met, np.int64), Create.NEVER))
+            errors = {place: error for place, error in errors.items() if place not in set(met)}
+        for place, error in errors.items():
+            row = int(rows[place])
             trouble[row] = *crew.part(sent, row, create, unsure=unsure, dry=dry), error
     outcomes = await crew.settle(sent, trouble, patience)
-    if not dry:
-        crew.keep(sent)
     for row, outcome in outcomes.items():
         if isinstance(outcome, Reply):
             assert isinstance(outcome.body, inference_pb2.FrameResult)
@@ -73,15 +89,16 @@ def _take(
     result: inference_pb2.FrameResult,
     *,
     errors: Mapping[int, RecurraError],
-    gathered: Gathering,
+    gathered: Gathered,
     dry: bool,
 ) -> None:
-    """Take over the rows of a result that did not fail."""
+    """Take over the rows of a result that did not fail. `group`: their places in what was sent."""
     good = np.flatnonzero(~np.isin(group, list(errors))) if errors else np.arange(len(group))
     if len(good):
-        gathered.put(result, group[good], good)
+        rows = sent.rows[group[good]]
         if not dry:
-            crew.advance(sent, group[good], result, good)
+            crew.advance(rows, sent.ids[group[good]], result, good)
+        gathered.put(result, rows, good)
 
 
 def _apart(
@@ -99,44 +116,52 @@ def _errors(outcomes: Mapping[int, Outcome]) -> dict[int, RecurraError]:
 async def _exchange(
     crew: Crew, sent: Sent, group: Rows, create: Create, patience: Patience, *, dry: bool
 ) -> tuple[inference_pb2.FrameResult | None, dict[int, RecurraError], bool]:
-    """Send some rows as one frame. Returns the result, why rows failed, and whether an attempt's fate is unknown."""
+    """Send some places of what was named as one frame.
+
+    Returns the result, why places failed, and whether an attempt's fate is unknown. Raises InvalidArgument where all
+    that was named was refused, and so is as if it had never been.
+    """
     assert isinstance(sent.request, inference_pb2.Frame)
-    places = sent.place[group]
-    whole = len(group) == sent.request.inputs[0].shape[0]
+    rows = sent.rows[group]
     frame = put_names(
-        sent.request if whole else take(sent.request, places),
-        handles=group.astype(np.uint32),
+        sent.request if len(rows) == len(sent.rows) else take(sent.request, group),
+        handles=rows.astype(np.uint32),
         ids=sent.ids[group],
         afters=sent.afters[group],
         create=create,
         expire_time=crew.expire_time if create is Create.NEVER else None,
+        durability="committed" if crew.exposure.long(rows) else crew.durability,
     )
     doubts: list[RecurraError] = []
     try:
-        [result] = await trying(lambda seconds: crew.frames.exchange([frame], timeout=seconds), patience, doubts.append)
+        result = await trying(lambda seconds: crew.frames.exchange(frame, timeout=seconds), patience, doubts.append)
     except RecurraError as error:
-        return None, dict.fromkeys(group.tolist(), error), any(map(doubtful, doubts))
+        unsure = any(map(doubtful, doubts))
+        if isinstance(error, InvalidArgument) and len(rows) == len(sent.rows) and not unsure:
+            raise
+        return None, dict.fromkeys(group.tolist(), error), unsure
     except BaseException:
-        for row in group.tolist():
+        for row in rows.tolist():
             crew.part(sent, row, create, unsure=True, dry=dry)
         raise
-    errors = {int(group[place]): error for place, error in row_errors(result, len(group)).items()}
+    errors = {int(group[place]): error for place, error in row_errors(result).items()}
     return result, errors, any(map(doubtful, doubts))
 
 
-def _continue(sent: Sent, errors: dict[int, RecurraError]) -> Rows:
-    """The rows that met a session that they did not create themselves; their operations now continue it."""
+def _continue(sent: Sent, errors: dict[int, RecurraError]) -> list[int]:
+    """The places that met a session that they did not create themselves; their operations now continue it."""
     met: list[int] = []
-    for row, error in errors.items():
-        if isinstance(error, SessionExists) and error.incarnation != sent.ids[row].tobytes() and error.last_id:
-            sent.afters[row] = np.frombuffer(error.last_id, np.uint8)
-            met.append(row)
-    return np.array(met, np.int64)
+    for place, error in errors.items():
+        if isinstance(error, SessionExists) and error.incarnation != sent.ids[place].tobytes() and error.last_id:
+            sent.afters[place] = np.frombuffer(error.last_id, np.uint8)
+            met.append(place)
+    return met
 
 
 async def reset(crew: Crew, request: session_pb2.ResetStateRequest, patience: Patience) -> dict[int, RecurraError]:
     """Reset every session as `request` says, which stands for one of them. Returns why rows failed."""
-    sent, trouble, fresh = crew.name(request, np.arange(len(crew.ids))), Trouble(), crew.fresh
+    every = np.arange(len(crew.ids))
+    sent, trouble, fresh = crew.name(request, every), Trouble(), crew.fresh(every)
     aside = crew.apart | (fresh & (crew.create == "must_exist"))
     for row in np.flatnonzero(aside).tolist():
         way = crew.way(row)
@@ -146,9 +171,10 @@ async def reset(crew: Crew, request: session_pb2.ResetStateRequest, patience: Pa
         errors, unsure = await _reset(crew, sent, request, some, patience)
         for row, error in errors.items():
             trouble[row] = *crew.part(sent, row, creates[row], unsure=unsure), error
-    outcomes = await crew.settle(sent, trouble, patience)
-    crew.keep(sent)
-    return _errors(outcomes)
+    try:
+        return _errors(await crew.settle(sent, trouble, patience))
+    finally:
+        crew.context.window.keep(sent)
 
 
 def _calls(creates: Mapping[int, Create]) -> Iterator[dict[int, Create]]:
@@ -201,7 +227,7 @@ async def end(crew: Crew, patience: Patience) -> dict[int, RecurraError]:
     for row in range(len(crew.ids)):
         way = crew.way(row)
         trouble[row] = way, way.history.name(request, 0, ends=True), None
-    outcomes = await crew.settle(Sent.nothing(len(crew.ids)), trouble, patience)
+    outcomes = await crew.settle(None, trouble, patience)
     return _errors(outcomes)
 
 

@@ -17,10 +17,18 @@ class Kept(Protocol):
 
 
 class Window:
-    """What a client keeps of its operations. The oldest is forgotten first, whichever session it belongs to."""
+    """What a client keeps of its operations. The oldest is forgotten first, whichever session it belongs to.
+
+    Attributes:
+        limit: bytes.
+        ever: bytes kept so far, those that were forgotten since included. What was kept when it was less than this by
+            the limit is forgotten.
+
+    """
 
     def __init__(self, limit_bytes: int) -> None:
-        self._limit = limit_bytes
+        self.limit = limit_bytes
+        self.ever = 0
         self._kept: deque[Kept] = deque()
         self._bytes = 0
 
@@ -33,7 +41,8 @@ class Window:
         """Keep `entry` until newer ones take its place. One larger than the whole window is forgotten at once."""
         self._kept.append(entry)
         self._bytes += entry.nbytes
-        while self._bytes > self._limit:
+        self.ever += entry.nbytes
+        while self._bytes > self.limit:
             oldest = self._kept.popleft()
             self._bytes -= oldest.nbytes
             oldest.forget()

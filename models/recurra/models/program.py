@@ -17,6 +17,7 @@ class Program:
     Attributes:
         providers: ONNX Runtime's, in order of preference.
         nodes: how many of the graph's nodes each provider got.
+        threads: that one run uses.
         layout: of the graph's tensors.
 
     """
@@ -29,6 +30,7 @@ class Program:
         self._fetch = outputs + [port.output for port in layout.states]
         self.providers = self._session.providers
         self.nodes = self._session.nodes
+        self.threads = self._session.threads
 
     @property
     def on_gpu(self) -> bool:

@@ -37,7 +37,7 @@ def ragged(content: bytes, program: Program) -> Program | None:
         return None
     lengths = Constant(name, np.zeros((), np.int32), batch_axis=0, counts=True)
     try:
-        session = Session(model.SerializeToString(), "cuda" if program.on_gpu else "cpu")
+        session = Session(model.SerializeToString(), "cuda" if program.on_gpu else "cpu", program.threads)
         found = Program(session, replace(layout, constants=(*layout.constants, lengths)))
         return found if _same(found, program, blanks(model.graph)) else None
     except _FAILURES:

@@ -78,21 +78,28 @@ def is_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None and name not in (".", "..")
 
 
-def load(model_dir: Path, *, provider: str = "auto", made_for: str = "") -> Model:
+def load(model_dir: Path, *, provider: str = "auto", made_for: str = "", threads: int = 1) -> Model:
     """The highest version in `model_dir`, proven. Raises ModelRefused for everything that is wrong with it.
 
-    `made_for`: the provider that the graph's form is for, where it is not the one that runs it.
+    `made_for`: the provider that the graph's form is for, where it is not the one that runs it. `threads`: of one run.
     """
     versions = _versions(model_dir)
     if not versions:
         raise ModelRefused(f"'{model_dir.name}' has no version: put the file at {model_dir.name}/1/{FILE}")
     version = versions[-1]
     path = model_dir / version / FILE
-    return load_file(path, model_dir.name, version, model_dir, provider=provider, made_for=made_for)
+    return load_file(path, model_dir.name, version, model_dir, provider=provider, made_for=made_for, threads=threads)
 
 
 def load_file(
-    path: Path, name: str, version: str, folder: Path, *, provider: str = "auto", made_for: str = ""
+    path: Path,
+    name: str,
+    version: str,
+    folder: Path,
+    *,
+    provider: str = "auto",
+    made_for: str = "",
+    threads: int = 1,
 ) -> Model:
     """The model in one file, with the model.toml in `folder`; see `load`. Raises ModelRefused."""
     if not is_name(name):
@@ -102,7 +109,7 @@ def load_file(
         model = source.read(path, settings.sha256)
         original = model.SerializeToString()
         prepared = prepare(model, settings, folder, gpu=(made_for or choose(provider)) == "cuda")
-        session = Session(prepared.content, provider)
+        session = Session(prepared.content, provider, threads)
         layout, self_test = _prove(session, prepared)
         program = Program(session, layout)
         padded = ragged(prepared.content, program) if self_test.batched else None
@@ -110,7 +117,7 @@ def load_file(
         self_test = replace(self_test, ragged=padded is not None, notes=notes)
         starting = None
         if path.name == FILE:  # beside any other file it may be another model's
-            starting = start.read(path.with_name(START), settings.start_sha256, layout, provider)
+            starting = start.read(path.with_name(START), settings.start_sha256, layout, provider, threads)
         if any(pair.origin == "lifted" for pair in prepared.pairs):
             self_test = replace(self_test, notes=self_test.notes + fidelity.check(original, program))
     except ModelRefused:

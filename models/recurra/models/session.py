@@ -25,6 +25,7 @@ ERRORS: Final[tuple[type[Exception], ...]] = (
 PROVIDERS: Final = ("auto", "cuda", "cpu")
 _CUDA: Final = "CUDAExecutionProvider"
 _CPU: Final = "CPUExecutionProvider"
+_OUTLIER: Final = 8  # times the bytes of the run that follows
 _CUDA_OPTIONS: Final = {"use_tf32": "0"}  # parity with the CPU is promised
 
 
@@ -35,12 +36,13 @@ class Session:
         inputs, outputs: names in the graph's order.
         providers: the runtime's, in order of preference.
         nodes: how many nodes each provider got.
+        threads: that one run uses.
 
     """
 
-    def __init__(self, model: bytes, provider: str) -> None:
+    def __init__(self, model: bytes, provider: str, threads: int = 1) -> None:
         """Raises ModelRefused if the runtime refuses the graph, or `provider` is "cuda" and there is no GPU."""
-        options = _options()
+        options = _options(threads)
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         on_gpu = choose(provider) == "cuda"
         providers: list[Any] = [(_CUDA, _CUDA_OPTIONS), _CPU] if on_gpu else [_CPU]
@@ -52,6 +54,8 @@ class Session:
         self.outputs = tuple(value.name for value in self._session.get_outputs())
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self.nodes = self._placement()
+        self.threads = threads
+        self._largest = 0  # bytes fed to one run since the arena was shrunk
 
     @property
     def on_gpu(self) -> bool:
@@ -59,8 +63,14 @@ class Session:
         return _CUDA in self.providers
 
     def run(self, outputs: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:
-        """The named outputs. The runtime's exceptions, one of ERRORS, are the caller's."""
-        results: list[Array] = self._session.run(outputs, feed)
+        """The named outputs. The runtime's exceptions, one of ERRORS, are the caller's.
+
+        The arena keeps the memory of the largest run; the first run that is far smaller gives it back.
+        """
+        size = sum([array.nbytes for array in feed.values()])
+        shrink = size * _OUTLIER < self._largest and not self.on_gpu
+        self._largest = size if shrink else max(size, self._largest)
+        results: list[Array] = self._session.run(outputs, feed, _shrinking() if shrink else None)
         return results
 
     def _placement(self) -> dict[str, int]:
@@ -110,10 +120,17 @@ def _gpu_failure() -> str:
     return "" if _CUDA in session.get_providers() else "the CUDA provider did not start"
 
 
-def _options() -> onnxruntime.SessionOptions:
+@cache
+def _shrinking() -> onnxruntime.RunOptions:
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
+def _options(threads: int = 1) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     # Concurrency comes from models and replicas; threads that spin burn eight times the CPU.
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4

@@ -28,9 +28,9 @@ class Start:
 
     """
 
-    def __init__(self, model: ModelProto, layout: Layout, provider: str) -> None:
+    def __init__(self, model: ModelProto, layout: Layout, provider: str, threads: int = 1) -> None:
         """Raises ModelRefused for outputs that are no states of `layout`, and for a graph that does not run."""
-        self._session = Session(model.SerializeToString(), provider)
+        self._session = Session(model.SerializeToString(), provider, threads)
         self.inputs = _inputs(model.graph)
         self._states = [_state(name, layout) for name in self._session.outputs]
         self._specs = [port.spec for port in layout.states]
@@ -76,9 +76,9 @@ class Start:
             raise ModelRefused(f"start.onnx does not run: {' '.join(str(error).split())[:400]}") from error
 
 
-def read(path: Path, sha256: str | None, layout: Layout, provider: str) -> Start | None:
+def read(path: Path, sha256: str | None, layout: Layout, provider: str, threads: int = 1) -> Start | None:
     """The start graph in `path`, None if none is there or due. Raises ModelRefused as `source.read` and Start do."""
-    return Start(source.read(path, sha256), layout, provider) if path.exists() or sha256 else None
+    return Start(source.read(path, sha256), layout, provider, threads) if path.exists() or sha256 else None
 
 
 def _inputs(graph: GraphProto) -> tuple[TensorSpec, ...]:

@@ -6,11 +6,9 @@ import asyncio
 import gc
 import importlib
 import signal
-import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 
 import grpc
@@ -19,8 +17,6 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from recurra import models
-from recurra.models import quarantine
-from recurra.models.session import choose
 from recurra.server.api.errors import Guard
 from recurra.server.api.inference import Inference
 from recurra.server.api.models import Models
@@ -33,6 +29,7 @@ from recurra.server.settings import EMBEDDED, Settings
 from recurra.server.store.embedded import EmbeddedStore
 from recurra.server.store.sessions import RedisStore
 from recurra.server.telemetry import Log, Metrics
+from recurra.server.trials import attempt
 from recurra.v1 import inference_pb2, model_pb2, session_pb2
 from recurra.wire.errors import StoreUnavailable
 
@@ -42,8 +39,10 @@ _STREAMS_PER_CONNECTION: Final = 4_096
 _LAST_WORDS_SECONDS: Final = 0.5
 _log = Log(__name__)
 
+Running = Callable[[Settings, asyncio.Future[None]], AbstractAsyncContextManager[str]]
 
-class _Ended(Exception):
+
+class Ended(Exception):
     """It was told to stop before it was ready."""
 
 
@@ -57,8 +56,8 @@ class SystemClock:
         return time.time()
 
 
-async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT; `ready` is told the address.
+async def serve(settings: Settings, ready: Callable[[str], None], run: Running) -> None:
+    """`run` a server until SIGTERM or SIGINT; `ready` is told the address.
 
     Raises OSError, EmbeddedStoreError or StoreUnavailable if it cannot start, and whatever an engine dies of.
     """
@@ -71,8 +70,8 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
 
     for sign in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sign, end)
-    with suppress(_Ended):
-        async with running(settings, ending) as address:
+    with suppress(Ended):
+        async with run(settings, ending) as address:
             gc.collect()
             gc.freeze()  # models and modules stay: to look through them again would stop all calls for 20 ms each time
             ready(address)
@@ -81,23 +80,31 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
 
 
 @asynccontextmanager
-async def running(settings: Settings, ending: asyncio.Future[None]) -> AsyncIterator[str]:
-    """A server that runs inside the block; gives its address. `ending` fails if the server cannot go on."""
+async def running(
+    settings: Settings, ending: asyncio.Future[None], refused: Mapping[str, str] | None = None
+) -> AsyncIterator[str]:
+    """A server that runs inside the block; gives its address. `ending` fails if the server cannot go on.
+
+    `refused`: models that are known to be no good, and why.
+    """
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         if settings.metrics:
             serving = metrics.serve_metrics(settings.metrics)
             stack.callback(serving.close)
             _log.info("metrics.ready", address=serving.address)
-        store = await _store(settings, stack, metrics, ending)
+        url = await opened(settings, stack, ending)
+        store = RedisStore(url, timeout_seconds=settings.store_timeout_seconds, observe=metrics.observe_store)
+        stack.push_async_callback(store.close)
+        await store.ping()
         device = Device()
         stack.callback(device.close)
-        served = await _load(settings, store, device, metrics, ending)
+        served = await _load(settings, store, device, metrics, ending, refused=refused or {})
         if ending.done():
             await ending
-            raise _Ended
-        engines = [_owned(engine.run(), f"engine of {engine.model.name}", ending) for engine in served.engines.values()]
-        stack.push_async_callback(_stop, engines)
+            raise Ended
+        engines = [owned(engine.run(), f"engine of {engine.model.name}", ending) for engine in served.engines.values()]
+        stack.push_async_callback(stop, engines)
 
         server, statuses = _grpc(settings, served, metrics)
         port = server.add_insecure_port(settings.listen)
@@ -108,19 +115,14 @@ async def running(settings: Settings, ending: asyncio.Future[None]) -> AsyncIter
         yield address
 
 
-async def _store(
-    settings: Settings, stack: AsyncExitStack, metrics: Metrics, ending: asyncio.Future[None]
-) -> RedisStore:
-    url = settings.store
-    if url == EMBEDDED:
-        embedded = await EmbeddedStore.start(settings.data, appendfsync=settings.appendfsync)
-        stack.push_async_callback(embedded.stop)
-        stack.push_async_callback(_stop, [_owned(_lost(embedded), "watch over the store", ending)])
-        url = embedded.url
-    store = RedisStore(url, timeout_seconds=settings.store_timeout_seconds, observe=metrics.observe_store)
-    stack.push_async_callback(store.close)
-    await store.ping()
-    return store
+async def opened(settings: Settings, stack: AsyncExitStack, ending: asyncio.Future[None], *, tied: bool = False) -> str:
+    """The store's URL; an embedded one is started, and owned by `stack`. `tied`: see EmbeddedStore.start."""
+    if settings.store != EMBEDDED:
+        return settings.store
+    embedded = await EmbeddedStore.start(settings.data, appendfsync=settings.appendfsync, tied=tied)
+    stack.push_async_callback(embedded.stop)
+    stack.push_async_callback(stop, [owned(_lost(embedded), "watch over the store", ending)])
+    return embedded.url
 
 
 async def _lost(embedded: EmbeddedStore) -> None:
@@ -128,7 +130,7 @@ async def _lost(embedded: EmbeddedStore) -> None:
     raise StoreUnavailable("the embedded store keeps dying: see valkey.log in its data folder")
 
 
-def _owned(work: Coroutine[Any, Any, None], name: str, ending: asyncio.Future[None]) -> asyncio.Task[None]:
+def owned(work: Coroutine[Any, Any, None], name: str, ending: asyncio.Future[None]) -> asyncio.Task[None]:
     """A task without which the server cannot go on."""
     task = asyncio.create_task(work, name=name)
 
@@ -143,18 +145,23 @@ def _owned(work: Coroutine[Any, Any, None], name: str, ending: asyncio.Future[No
 
 
 async def _load(
-    settings: Settings, store: RedisStore, device: Device, metrics: Metrics, ending: asyncio.Future[None]
+    settings: Settings,
+    store: RedisStore,
+    device: Device,
+    metrics: Metrics,
+    ending: asyncio.Future[None],
+    *,
+    refused: Mapping[str, str],
 ) -> Served:
-    """All models; once `ending` is done a trial is ended too, and no other model is begun."""
-    served, loop = Served(), asyncio.get_running_loop()
-
-    def begun(child: subprocess.Popen[bytes]) -> None:
-        loop.call_soon_threadsafe(ending.add_done_callback, lambda _: child.kill())
-
+    """All models that are not refused yet; once `ending` is done a trial is ended too, and no other model is begun."""
+    served = Served(refused=dict(refused))
     for name, folder in models.find(settings.models).items():
+        if name in served.refused:
+            continue
         began = time.monotonic()
         try:
-            model = await asyncio.to_thread(_model, folder, settings, begun)
+            await attempt(folder, settings, ending)
+            model = await asyncio.to_thread(models.load, folder, provider=settings.provider, threads=settings.threads)
         except models.ModelRefused as error:
             if ending.done():
                 break
@@ -173,15 +180,8 @@ async def _load(
     return served
 
 
-def _model(folder: Path, settings: Settings, begun: Callable[[subprocess.Popen[bytes]], None]) -> models.Model:
-    """The model, loaded in a process of its own first, which `begun` is told. Raises ModelRefused."""
-    if settings.trial_seconds is not None:
-        made_for, seconds = choose(settings.provider), settings.trial_seconds
-        quarantine.clear(folder, made_for=made_for, cache=settings.cache, timeout_seconds=seconds, begun=begun)
-    return models.load(folder, provider=settings.provider)
-
-
-async def _stop(tasks: list[asyncio.Task[None]]) -> None:
+async def stop(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel the tasks, and wait until they are done."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -194,7 +194,7 @@ def _grpc(settings: Settings, served: Served, metrics: Metrics) -> tuple[grpc.ai
             ("grpc.max_send_message_length", settings.max_message_bytes),
             ("grpc.max_concurrent_streams", _STREAMS_PER_CONNECTION),
             ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
-            ("grpc.so_reuseport", 0),
+            ("grpc.so_reuseport", int(settings.workers > 1)),
         ],
     )
     guard, files = Guard(metrics), (inference_pb2, session_pb2, model_pb2)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 
-from recurra.server.app import serve as serve_app
+from recurra.server import app, workers
 from recurra.server.settings import Settings
 from recurra.server.telemetry import Log, configure
 from recurra.wire.errors import RecurraError
@@ -19,8 +19,13 @@ def serve(argv: list[str]) -> int:
     settings = Settings.parse(argv, os.environ)
     configure(settings.log_level, settings.log_format)
     _log.info("server.starting", **{name: str(value) for name, value in settings.public().items()})
+    return run(settings, app.running if settings.workers == 1 else workers.running)
+
+
+def run(settings: Settings, running: app.Running) -> int:
+    """Serve until told to stop; the exit status."""
     try:
-        asyncio.run(serve_app(settings, _ready))
+        asyncio.run(app.serve(settings, _ready, running))
     except (OSError, RuntimeError, RecurraError) as error:
         sys.stderr.write(f"recurra serve: {error}\n")
         return 1

@@ -94,6 +94,10 @@ def _whole(least: int, most: int) -> Callable[[str], int]:
     return parse
 
 
+def _workers(text: str) -> int:
+    return len(os.sched_getaffinity(0)) if text == "auto" else _whole(1, 1024)(text)
+
+
 def _seconds(text: str) -> float:
     number = float(text)
     if not (math.isfinite(number) and number > 0):
@@ -128,6 +132,10 @@ _RULES: Final = {
     ),
     "data": _Rule("./data", _path, "a folder, made if it is missing", "the embedded store's folder"),
     "provider": _Rule("auto", _choice("auto", "cuda", "cpu"), "auto, cuda or cpu", "where models run"),
+    "workers": _Rule(
+        "1", _workers, "a whole number of processes, 1 to 1024, or auto: one a core", "processes that share the port"
+    ),
+    "threads": _Rule("1", _whole(1, 1024), "a whole number of threads, 1 to 1024", "that one run of a model uses"),
     "trial_seconds": _Rule(
         "120.0",
         _seconds_or_off,
@@ -164,8 +172,8 @@ _RULES: Final = {
 class Settings:
     """What one server runs with. Every field is the flag of its name and the variable RECURRA_<NAME>.
 
-    `queue_limit` counts operations waiting per model, `slots` sessions kept hot per model; `trial_seconds`, `cache` and
-    `metrics` are None when off.
+    `queue_limit` counts operations waiting per model, `slots` sessions kept hot per model, both in each worker;
+    `trial_seconds`, `cache` and `metrics` are None when off.
     """
 
     models: Path
@@ -174,6 +182,8 @@ class Settings:
     store: str
     data: Path
     provider: Literal["auto", "cuda", "cpu"]
+    workers: int
+    threads: int
     trial_seconds: float | None
     cache: Path | None
     metrics: str | None
@@ -208,6 +218,11 @@ class Settings:
                 given = "" if name == "store" else f", not {text!r}"
                 parser.error(f"{source} takes {rule.takes}{given}")
         return cls(**values)
+
+    def variables(self) -> dict[str, str]:
+        """The environment that is parsed to just these settings."""
+        values = {name: getattr(self, name) for name in _RULES}
+        return {PREFIX + name.upper(): "off" if value is None else str(value) for name, value in values.items()}
 
     def public(self) -> dict[str, str | int | float | None]:
         """Every setting by name, for the log: without user, password and option values of the store's URL."""

@@ -61,9 +61,10 @@ class Log:
 class _Formatter(logging.Formatter):
     """One line a record: logfmt, or JSON. A record of another library becomes the event "library.logged"."""
 
-    def __init__(self, form: Literal["text", "json"]) -> None:
+    def __init__(self, form: Literal["text", "json"], worker: int | None) -> None:
         super().__init__()
         self._form = form
+        self._always: Mapping[str, Field] = {} if worker is None else {"worker": worker}
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -72,7 +73,7 @@ class _Formatter(logging.Formatter):
             event, fields = "library.logged", {"logger": record.name, "message": record.getMessage()}
         else:
             event = record.getMessage()
-        shown = {name: _plain(value) for name, value in fields.items()}
+        shown = {name: _plain(value) for name, value in {**self._always, **fields}.items()}
         if record.exc_info and record.exc_info[1]:
             shown["traceback"] = self.formatException(record.exc_info)
         if self._form == "json":
@@ -80,10 +81,15 @@ class _Formatter(logging.Formatter):
         return " ".join((time, f"{record.levelname:<7}", event, *(f"{name}={_logfmt(shown[name])}" for name in shown)))
 
 
-def configure(level: str, form: Literal["text", "json"], stream: TextIO | None = None) -> None:
-    """Send the project's events from `level` on, and other libraries' warnings, to `stream` (default: stderr)."""
+def configure(
+    level: str, form: Literal["text", "json"], stream: TextIO | None = None, *, worker: int | None = None
+) -> None:
+    """Send the project's events from `level` on, and other libraries' warnings, to `stream` (default: stderr).
+
+    `worker`: the number of this process, told with each event.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(_Formatter(form))
+    handler.setFormatter(_Formatter(form, worker))
     root = logging.getLogger()
     for old in [old for old in root.handlers if isinstance(old.formatter, _Formatter)]:
         root.removeHandler(old)
@@ -128,9 +134,10 @@ class ModelMetrics:
 class MetricsServer:
     """The HTTP server that Prometheus scrapes. `address` is the "HOST:PORT" that it is really on."""
 
-    def __init__(self, metrics: Metrics, address: str) -> None:
+    def __init__(self, registry: CollectorRegistry, address: str) -> None:
+        """Serve in a thread on "HOST:PORT" until it is closed. Raises OSError."""
         host, port = split_address(address)
-        self._server, self._thread = start_http_server(port, host, metrics.registry)
+        self._server, self._thread = start_http_server(port, host, registry)
         self.address = f"{f'[{host}]' if ':' in host else host}:{self._server.server_port}"
 
     def close(self) -> None:
@@ -165,8 +172,12 @@ class Metrics:
             registry=own,
             buckets=_STAGE_SECONDS,
         )
-        self.queue_operations = Gauge("recurra_queue_operations", "Operations waiting.", ["model"], registry=own)
-        self.live_sessions = Gauge("recurra_live_sessions", "Sessions in slots.", ["model"], registry=own)
+        self.queue_operations = Gauge(
+            "recurra_queue_operations", "Operations waiting.", ["model"], registry=own, multiprocess_mode="livesum"
+        )
+        self.live_sessions = Gauge(
+            "recurra_live_sessions", "Sessions in slots.", ["model"], registry=own, multiprocess_mode="livesum"
+        )
         self._store_seconds = Histogram(
             "recurra_store_seconds", "Round trips to the store.", ["command"], registry=own, buckets=_STAGE_SECONDS
         )
@@ -203,7 +214,7 @@ class Metrics:
 
     def serve_metrics(self, address: str) -> MetricsServer:
         """Serve them over HTTP on "HOST:PORT", in a thread, until the result is closed. Raises OSError, ValueError."""
-        return MetricsServer(self, address)
+        return MetricsServer(self.registry, address)
 
 
 def _plain(value: Field) -> str | float | None:

