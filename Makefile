@@ -53,8 +53,11 @@ sdk-alone: setup
 	@$(PYTHON) -m venv --clear $(VENV)-sdk && $(VENV)-sdk/bin/pip install -qq --disable-pip-version-check --upgrade .
 	$(BIN)/python -m tests.sdk_alone $(abspath $(VENV)-sdk)/bin/python
 
+# Ten minutes; what it finds is in bench/results.json, and `python -m bench.report` puts it into docs/performance.md.
 bench: setup
 	$(BIN)/python -m bench
+	$(BIN)/python -m bench.profile
+	$(BIN)/python -m bench.sizes
 	$(BIN)/python -m bench.prepare
 
 lint: lint-python lint-proto

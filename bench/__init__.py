@@ -1,1 +1,1 @@
-"""What a step costs, and the demo. `python -m bench` prints the costs, `python -m bench.profile` the calls."""
+"""What a timestep costs the service: `python -m bench` measures, `bench.report` tells; and the demo."""

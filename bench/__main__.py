@@ -1,113 +1,81 @@
 """What a timestep costs the service, beside its floors, all in one run.
 
-    make bench        (python -m bench [--seconds S] [--repeats R] [--sessions N])
+    make bench        (python -m bench [--quick] [--only PATTERN] [--seconds S] [--repeats R] [--output FILE])
 
-LSTM 2x256, 64 features, 16 outputs, one timestep an operation. CPU microseconds are user and system time from
-/proc/PID/stat, medians of the repeats with their range. Client and server share the machine: trust the ratios.
+CPU microseconds are user and system time from /proc/PID/stat. Floors and loads take turns, repeat by repeat; what is
+reported is the median of the repeats, with its range. Client, server and store share the machine: trust the ratios.
+`python -m bench.report` makes the tables of docs/performance.md and its pictures.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import re
-import subprocess
+import selectors
 import sys
 import tempfile
-from collections import defaultdict
 from pathlib import Path
-from statistics import median
 
-import numpy as np
+import grpc.aio
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from rich.markdown import Markdown
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench import floors, models, processes
-from bench.loads import Load, Sessions
-
-_STORES = ("off", "everysec", "always")
-_LOADS = {"pairs": "frames, 2 in flight", "frames": "frames", "streams": "streams of 1", "unary": "unary"}
-Figures = dict[str, dict[str, list[float]]]
+from bench import cells, results, tables
+from bench.cells import Cell
+from bench.measure import Bench, Unavailable
 
 
 def main() -> None:
-    """Measure and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=2.0, help="how long each load runs")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--sessions", type=int, default=64)
-    options = parser.parse_args()
-    figures: Figures = defaultdict(lambda: defaultdict(list))
-    console = Console(width=110)
-    with tempfile.TemporaryDirectory() as folder:
-        model = models.lstm()
-        repository = models.repository(Path(folder) / "models", lstm=model)
-        for repeat in track(range(options.repeats), "measuring", console=console):
-            figures["raw ONNX Runtime"]["server"].append(
-                floors.raw_microseconds(model, options.sessions, options.seconds / 2)
-            )
-            _echo(figures, options.sessions, options.seconds)
-            for policy in _STORES:
-                place = Path(folder) / f"{policy}{repeat}"
-                with (
-                    processes.store(place, append_only=policy) as (url, store),
-                    processes.server(repository, url, "--provider", "cpu") as (address, server),
-                ):
-                    asyncio.run(_loads(figures, policy, address, {"server": server, "store": store}, options))
-    console.print(_table(figures, options.sessions))
-
-
-def _echo(figures: Figures, callers: int, seconds: float) -> None:
-    command = [sys.executable, "-m", "bench.floors"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        ready = re.search(r"ready on (\S+)", process.stdout.readline())
-        assert ready is not None
-        before = processes.cpu_microseconds(process.pid)
-        calls = asyncio.run(floors.call_echo(ready[1], callers, seconds / 2))
-        used = processes.cpu_microseconds(process.pid) - before
-        figures["gRPC unary echo"]["server"].append(used / calls)
-
-
-async def _loads(
-    figures: Figures, policy: str, address: str, pids: dict[str, int], options: argparse.Namespace
-) -> None:
-    sessions = Sessions(address, options.sessions)
-    await sessions.frames(options.seconds / 4)
-    for kind, title in _LOADS.items():
-        before = {name: processes.cpu_microseconds(pid) for name, pid in pids.items()}
-        load: Load = await getattr(sessions, kind)(options.seconds)
-        row = figures[f"{title}, file {policy}"]
-        for name, pid in pids.items():
-            row[name].append((processes.cpu_microseconds(pid) - before[name]) / load.timesteps)
-        row["rate"].append(load.timesteps / load.seconds)
-        row["p50"].append(float(np.percentile(load.latencies, 50)) * 1e3)
-        row["p99"].append(float(np.percentile(load.latencies, 99)) * 1e3)
-    await sessions.close()
-
-
-def _table(figures: Figures, sessions: int) -> Table:
-    table = Table(
-        title=f"CPU µs a timestep, {sessions} sessions, committed; by the store's append-only file (median, range)"
+    """Measure, keep the results and print the tables."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name in ("", "server", "store", "both", "x raw", "timesteps/s", "p50 ms", "p99 ms"):
-        table.add_column(name, justify="left" if not name else "right")
-    raw = median(figures["raw ONNX Runtime"]["server"])
-    for name, row in figures.items():
-        both = median(row["server"]) + (median(row["store"]) if "store" in row else 0)
-        table.add_row(
-            name,
-            *(_spread(row[column]) for column in ("server", "store")),
-            f"{both:.1f}",
-            f"{both / raw:.1f}",
-            *(f"{median(row[c]):,.{d}f}" if c in row else "" for c, d in (("rate", 0), ("p50", 2), ("p99", 2))),
-        )
-    return table
+    parser.add_argument("--quick", action="store_true", help="a few cells, in a minute")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="cells whose names this pattern finds")
+    parser.add_argument("--list", action="store_true", help="tell the cells' names, and measure nothing")
+    parser.add_argument("--seconds", type=float, default=2.0, help="how long each cell is measured in a repeat")
+    parser.add_argument("--repeats", type=int, help="3; with --quick 1")
+    parser.add_argument("--output", type=Path, help=f"{results.KEPT.name}, or, with --quick or --only, {results.QUICK}")
+    options = parser.parse_args()
+    chosen = cells.chosen(quick=options.quick, only=options.only)
+    if options.list or not chosen:
+        sys.exit("\n".join(map(str, chosen)) or "no cell has such a name; see --list")
+    output = options.output or (results.QUICK if options.quick or options.only else results.KEPT)
+    repeats = options.repeats or (1 if options.quick else 3)
+    # Of the selectors, select alone waits for less than a millisecond: arrivals by a schedule need that.
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
+        runner.run(_run(chosen, options.seconds, repeats, output))
+    console = Console()
+    console.width = max(console.width, 150)
+    for table in tables.every(results.load(output)).values():
+        console.print(Markdown(table))
+    console.print(f"kept in {output}")
 
 
-def _spread(values: list[float]) -> str:
-    return f"{median(values):.1f} ({min(values):.0f}-{max(values):.0f})" if values else ""
+async def _run(chosen: list[Cell], seconds: float, repeats: int, output: Path) -> None:
+    skipped: set[Cell] = set()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with (
+        tempfile.TemporaryDirectory(prefix="recurra-bench-") as folder,
+        Progress(*columns) as progress,
+        Bench.ready(Path(folder), chosen, seconds=seconds) as bench,
+    ):
+        task = progress.add_task("starting", total=repeats * len(chosen))
+        for _ in range(repeats):
+            for cell in chosen:
+                progress.update(task, description=f"{cell!s:<44}", advance=1)
+                peak = cell._replace(load=0.0)
+                if peak in skipped or (cell.load and peak not in bench.figures):
+                    continue
+                try:
+                    await bench.measure(cell)
+                except Unavailable as error:
+                    skipped.add(cell)
+                    progress.console.print(f"skipped: {cell}: {error}")
+                except (RuntimeError, grpc.aio.AioRpcError) as error:
+                    progress.console.print(f"failed this once: {cell}: {error}")
+            results.save("costs", results.rows(bench.figures), output)
 
 
 if __name__ == "__main__":

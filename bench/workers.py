@@ -15,6 +15,7 @@ import asyncio
 import tempfile
 import time
 from collections import defaultdict
+from contextlib import AsyncExitStack
 from pathlib import Path
 from statistics import median
 
@@ -24,7 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from bench import models, processes
-from bench.loads import Load, Sessions
+from bench.loads import Done, Sessions, names
 
 _LOADS = {"pairs": "frames of 16, 2 in flight", "unary": "unary"}
 _SESSIONS = 16  # of a connection
@@ -58,23 +59,30 @@ def main() -> None:
 
 
 async def _loads(figures: Figures, address: str, serving: list[int], store: int, options: argparse.Namespace) -> None:
-    clients = [Sessions(address, _SESSIONS) for _ in range(options.connections)]
-    await asyncio.gather(*(client.frames(options.seconds / 4) for client in clients))
-    for kind in _LOADS:
-        row, own = figures[kind, len(serving)], time.process_time()
-        before = {pid: processes.cpu_microseconds(pid) for pid in (*serving, store)}
-        loads: list[Load] = await asyncio.gather(*(getattr(client, kind)(options.seconds) for client in clients))
-        used = {pid: processes.cpu_microseconds(pid) - before[pid] for pid in before}
-        timesteps = sum(load.timesteps for load in loads)
-        latencies = np.concatenate([load.latencies for load in loads]) * 1e3
-        row["timesteps/s"].append(timesteps / max(load.seconds for load in loads))
-        row["server"].append(sum(used[pid] for pid in serving) / timesteps)
-        row["store"].append(used[store] / timesteps)
-        row["client"].append((time.process_time() - own) * 1e6 / timesteps)
-        row["p50 ms"].append(float(np.percentile(latencies, 50)))
-        row["p99 ms"].append(float(np.percentile(latencies, 99)))
-        row["least busy"].append(100 * min(used[pid] for pid in serving) / sum(used[pid] for pid in serving))
-    await asyncio.gather(*(client.close() for client in clients))
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(Sessions(address, names(_SESSIONS), model="lstm", shape=(64,)))
+            for _ in range(options.connections)
+        ]
+        until = time.perf_counter() + options.seconds / 4
+        await asyncio.gather(*(client.frames(until) for client in clients))
+        for kind in _LOADS:
+            row, own = figures[kind, len(serving)], time.process_time()
+            before = {pid: processes.cpu_microseconds(pid) for pid in (*serving, store)}
+            began = time.perf_counter()
+            until = began + options.seconds
+            loads: list[Done] = await asyncio.gather(*(getattr(client, kind)(until) for client in clients))
+            seconds = time.perf_counter() - began
+            used = {pid: processes.cpu_microseconds(pid) - before[pid] for pid in before}
+            timesteps = sum(load.timesteps for load in loads)
+            latencies = np.concatenate([load.latencies for load in loads]) * 1e3
+            row["timesteps/s"].append(timesteps / seconds)
+            row["server"].append(sum(used[pid] for pid in serving) / timesteps)
+            row["store"].append(used[store] / timesteps)
+            row["client"].append((time.process_time() - own) * 1e6 / timesteps)
+            row["p50 ms"].append(float(np.percentile(latencies, 50)))
+            row["p99 ms"].append(float(np.percentile(latencies, 99)))
+            row["least busy"].append(100 * min(used[pid] for pid in serving) / sum(used[pid] for pid in serving))
 
 
 def _table(figures: Figures, connections: int) -> Table:
