@@ -27,8 +27,7 @@ async def test_what_is_known_to_be_short_is_run_at_once(device):
 
 async def test_what_takes_long_is_run_on_the_thread_each_time(device):
     gate = threading.Event()
-    first = asyncio.create_task(device.run("long", gate.wait))
-    await asyncio.sleep(0)
+    first = device.run("long", gate.wait)
     loop = asyncio.get_running_loop()
     loop.call_later(0.01, gate.set)  # longer than what is short
     assert await first
@@ -38,10 +37,8 @@ async def test_what_takes_long_is_run_on_the_thread_each_time(device):
 async def test_nothing_is_run_beside_what_the_thread_runs(device):
     await device.run("short", here)
     gate = threading.Event()
-    busy = asyncio.create_task(device.run("long", gate.wait))
-    await asyncio.sleep(0)
-    queued = asyncio.create_task(device.run("short", here))
-    await asyncio.sleep(0)
+    busy = device.run("long", gate.wait)
+    queued = device.run("short", here)
     assert not queued.done()
     gate.set()
     assert await busy
@@ -60,8 +57,7 @@ async def test_what_it_raises_comes_through(device, times):
 
 async def test_a_caller_that_is_cancelled_leaves_it_usable(device):
     gate = threading.Event()
-    waiting = asyncio.create_task(device.run("long", gate.wait))
-    await asyncio.sleep(0)
+    waiting = device.run("long", gate.wait)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting

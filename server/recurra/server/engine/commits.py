@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,15 @@ class Flight:
         return self.batch is None or self.batch.head.commit
 
 
+class Draft(NamedTuple):
+    """A batch's new headers, (N,) HEADER, and which sessions are this replica's, (N,) bool, once they are applied."""
+
+    batch: Batch
+    headers: Array
+    mine: NDArray[np.bool_]
+    now_ms: int
+
+
 class Commits:
     """Sends commits in the order of the runs and settles them in that order, several in flight.
 
@@ -90,18 +99,10 @@ class Commits:
     def __len__(self) -> int:
         return len(self._flights)
 
-    def send(
-        self, batch: Batch, outputs: list[Array], states: list[Array], state: Array, rebased: Array
-    ) -> NDArray[np.bool_]:
-        """Send a batch's new records.
+    def prepare(self, batch: Batch, rebased: Array) -> Draft:
+        """Let a batch's sessions stand where its operations bring them: `send` must follow before anything else does.
 
-        Args:
-            outputs, states: (N, ...), what the clients get and the record keeps.
-            state: (N, state_bytes) uint8, the new state.
-            rebased: (N,) bool, whose position starts from 0.
-
-        Returns:
-            (N,) bool: which sessions are this replica's once the store has applied it.
+        `rebased`: (N,) bool, whose position starts from 0.
         """
         slots, kind, now_ms = batch.slots, batch.head.kind, int(self._clock.time() * 1000)
         before = self._slots.heads(slots)
@@ -110,14 +111,24 @@ class Commits:
         new["identity"], new["name_bytes"] = self._slots.identities[slots], self._slots.name_bytes[slots]
         new["layout"], new["reply_tag"] = self._layout, self._reply_tag
         mine = (self._slots.owned[slots] | self._ownership.claims(batch, before, now_ms)) & (kind is not Kind.END)
+        self._slots.stands(slots, new, sent=False)
+        return Draft(batch, new, mine, now_ms)
+
+    def send(self, draft: Draft, outputs: list[Array], states: list[Array], state: Array) -> None:
+        """Send a batch's new records.
+
+        Args:
+            outputs, states: (N, ...), what the clients get and the record keeps.
+            state: (N, state_bytes) uint8, the new state.
+        """
+        batch, new = draft.batch, draft.headers
         kept = reply.pack(outputs + states, rows=len(batch))
         if not kept.shape[1] and outputs:
             new["flags"] |= record.REPLY_DROPPED
-        if kind is Kind.END:
+        if batch.head.kind is Kind.END:
             state = state[:, :0]
         told = {"batch": batch, "epochs": batch.epochs, "outputs": outputs, "states": states}
-        self._send(slots, new, state, kept, mine, now_ms=now_ms, **told)
-        return mine
+        self._send(batch.slots, new, state, kept, draft.mine, now_ms=draft.now_ms, **told)
 
     def checkpoint(self, slots: Array, state: Array, kept: Array, *, mine: NDArray[np.bool_]) -> Flight:
         """Send where these sessions stand; nobody waits for it.

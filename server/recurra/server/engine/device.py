@@ -25,12 +25,16 @@ class Device:
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
-    async def run(self, what: Hashable, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        """The function's result; what it raises comes through. `what`: runs of the same take the same time."""
-        if not self._busy and self._took.get(what, 1.0) < _SHORT_SECONDS:
-            return self._timed(what, function, *arguments)
+    def run(self, what: Hashable, function: Callable[[*Ts], T], *arguments: *Ts) -> asyncio.Future[T]:
+        """The function's result, or what it raises. `what`: runs of the same take the same time."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
+        if not self._busy and self._took.get(what, 1.0) < _SHORT_SECONDS:
+            try:
+                answer.set_result(self._timed(what, function, *arguments))
+            except Exception as error:  # noqa: BLE001 # it is the caller's
+                answer.set_exception(error)
+            return answer
         self._busy += 1
 
         def work() -> None:
@@ -42,7 +46,7 @@ class Device:
                 loop.call_soon_threadsafe(self._tell, answer, result, None)
 
         self._work.put(work)
-        return await answer
+        return answer
 
     def close(self) -> None:
         """End the thread, once what it runs is done."""

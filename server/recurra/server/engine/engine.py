@@ -17,7 +17,7 @@ from recurra.server.engine import reply
 from recurra.server.engine.batch import Batch
 from recurra.server.engine.checkpoints import Checkpoints
 from recurra.server.engine.chunks import PIECE, cuttable, run_long
-from recurra.server.engine.commits import Commits, Flight
+from recurra.server.engine.commits import Commits, Draft, Flight
 from recurra.server.engine.digest import digests
 from recurra.server.engine.heads import advanced
 from recurra.server.engine.judge import continues, judge
@@ -31,7 +31,7 @@ from recurra.server.engine.seams import Clock, Runner, Step, Store
 from recurra.server.engine.slots import Slots
 from recurra.server.store import record
 from recurra.server.telemetry import Kind as MetricKind
-from recurra.server.telemetry import ModelMetrics
+from recurra.server.telemetry import Log, ModelMetrics
 from recurra.wire.errors import (
     AlreadyApplied,
     Contended,
@@ -44,6 +44,8 @@ from recurra.wire.errors import (
 )
 
 Array = NDArray[Any]
+
+_log = Log(__name__)
 
 _MAX_FLIGHTS: Final = 2  # batches on their way to the store: one more is run meanwhile, the next ones grow
 _MAX_TRIES: Final = 4
@@ -103,6 +105,7 @@ class Engine:
             landed=self._landed,
         )
         self._checkpoints = Checkpoints(self.slots, runner, self._commits, clock, self._ownership)
+        self._unsent: list[tuple[Draft, list[Array], list[Array], list[Array]]] = []
         self._stateless = np.arange(limits.slots + 1) == 0  # ready while the store is behind
         self._loader = Loader(self.slots, runner, store)
         self._sequence = 0
@@ -177,8 +180,6 @@ class Engine:
                 tasks.create_task(self._checkpoints.run(), name=f"checkpoints of {self.model.name}")
                 while True:
                     await self._turn(tasks)
-                    if self._scheduler.queued:
-                        await asyncio.sleep(0)  # a short batch was run without a wait
         finally:
             self._draining = True
             self._scheduler.take(np.arange(len(self.slots.status)))
@@ -189,6 +190,8 @@ class Engine:
     # ---- one turn: load what is cold, run what is ready
 
     async def _turn(self, tasks: asyncio.TaskGroup) -> None:
+        if self._scheduler.queued < _ENOUGH:  # else the next batch begins now, and this is done meanwhile
+            self._send()
         await self._arrive()  # from here to the wait for a wake-up there is no other: none is missed
         cold = self.slots.to_load()
         if len(cold):
@@ -201,11 +204,14 @@ class Engine:
         batch = self._admit(parts) if parts else None
         if batch is not None:
             if batch.head.timesteps > PIECE and self._cuttable:
+                self._send()
                 self.slots.run_long(batch.slots, running=True)
                 self._long = tasks.create_task(self._step_long(batch), name=f"long chunk for {self.model.name}")
             else:
                 await self._step(batch)
-        elif not parts and not late:
+            return
+        self._send()
+        if not parts and not late:
             self._wake.clear()
             await self._wake.wait()
 
@@ -304,6 +310,7 @@ class Engine:
         try:
             await self._step(batch)
         finally:
+            self._send()
             self._long = None
             self.slots.run_long(batch.slots, running=False)
             self._wake.set()
@@ -318,6 +325,7 @@ class Engine:
         left = np.ones(len(batch), bool)
         try:
             for block in {block for block, _ in batch.parts if block.start}:
+                self._send()
                 block.given = await self._runner.start(block.start) | block.given
                 block.start = []
             states = self._runner.gather(batch.slots)
@@ -356,8 +364,13 @@ class Engine:
         began, timesteps = self._clock.monotonic(), batch.head.timesteps
         self._metrics.observe_stage("queue", began - batch.head.arrival)
         if timesteps <= PIECE or not self._cuttable:
-            step = await self._runner.run(batch.inputs, states, batch.lengths)
+            running = self._runner.run(batch.inputs, states, batch.lengths)
+            self._send()
+            if running.done():
+                await asyncio.sleep(0)  # it was short, and others should have their turn
+            step = await running
         else:
+            self._send()
             step = await run_long(self._runner, self.model.signature, batch, states)
         self._metrics.observe_stage("run", self._clock.monotonic() - began)
         self._metrics.observe_batch(len(batch))
@@ -390,6 +403,7 @@ class Engine:
             self._answer(batch, outputs, told, self.slots.heads(batch.slots))
             return
         if not batch.head.commit:
+            self._send()
             self._commits.hold(batch, outputs, told, outcome.rebased)
             return
         self._metrics.count_operations(_METRIC_KINDS[batch.head.kind], len(batch))
@@ -399,12 +413,25 @@ class Engine:
             headers = advanced(before, batch, outcome.rebased, now_ms=int(self._clock.time() * 1000))
             self._answer(batch, outputs, told, headers, self._checkpoints.take(batch, headers, outputs + told))
         else:
-            mine = self._commits.send(batch, outputs, told, self._runner.to_bytes(states), outcome.rebased)
+            self._unsent.append((self._commits.prepare(batch, outcome.rebased), outputs, told, states))
             self._runner.scatter(batch.slots, states)
-            if mine.any():
-                self._checkpoints.remember(batch.slots, outputs + told)
             if batch.head.kind is Kind.END:  # what comes next under this name starts fresh
                 self._runner.scatter(batch.slots, self._runner.gather(np.zeros(len(batch), np.intp)))
+
+    def _send(self) -> None:
+        """Send what was prepared: once the next batch is being run, or at once where there is none."""
+        unsent, self._unsent = self._unsent, []
+        for draft, outputs, states, state in unsent:
+            try:
+                self._commits.send(draft, outputs, states, self._runner.to_bytes(state))
+            except Exception as error:  # noqa: BLE001 # such as MemoryError: the slots are ahead of the store
+                _log.exception("commit.failed", model=self.model.name, error=error)
+                self.slots.give_up(draft.batch.slots)
+                for block, rows in draft.batch.parts:
+                    self._redo(block, rows)
+                continue
+            if draft.mine.any():
+                self._checkpoints.remember(draft.batch.slots, outputs + states)
 
     def _answer(
         self, batch: Batch, outputs: list[Array], states: list[Array], headers: Array, durable: Array | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,16 +48,18 @@ class SlabRunner:
         for slab, state, spec in zip(self._slabs, states, self._states, strict=True):
             slab[(slice(None),) * spec.batch_axis + (slots,)] = state
 
-    async def run(self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None) -> Step:
+    def run(
+        self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None
+    ) -> asyncio.Future[Step]:
         program = self._program if lengths is None else self._ragged
         assert program is not None
         what = (id(program), len(inputs[0]).bit_length(), *(array.shape[1:] for array in inputs))
-        return Step(*await self._device.run(what, program.run, inputs, states, lengths))
+        return self._device.run(what, _step, program, inputs, states, lengths)
 
-    async def start(self, inputs: Sequence[Array]) -> dict[int, Array]:
+    def start(self, inputs: Sequence[Array]) -> asyncio.Future[dict[int, Array]]:
         assert self._start is not None
         what = (id(self._start), *(array.shape for array in inputs))
-        return await self._device.run(what, self._start.run, inputs)
+        return self._device.run(what, self._start.run, inputs)
 
     def to_bytes(self, states: Sequence[Array]) -> NDArray[np.uint8]:
         count = states[0].shape[self._states[0].batch_axis]
@@ -74,3 +77,7 @@ class SlabRunner:
             states.append(np.moveaxis(flat.reshape(len(rows), *spec.shape), 0, spec.batch_axis))
             at += spec.nbytes
         return states
+
+
+def _step(program: Program, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None) -> Step:
+    return Step(*program.run(inputs, states, lengths))

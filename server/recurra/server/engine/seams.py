@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -56,14 +57,16 @@ class Runner(Protocol):
     def scatter(self, slots: Array, states: Sequence[Array]) -> None:
         """Make `states`, in the graph's layout, current at `slots`."""
 
-    async def run(self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None) -> Step:
-        """Run one chunk on the device's thread. Whatever the model raises comes through, and changes nothing.
+    def run(
+        self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None
+    ) -> asyncio.Future[Step]:
+        """Run one chunk on the device: begun, or done, when this returns. What the model raises comes through.
 
         `lengths`: (N,) timesteps of each row, the rest is padding; None: all have the chunk's.
         """
 
-    async def start(self, inputs: Sequence[Array]) -> dict[int, Array]:
-        """Run the start graph on the device's thread; see recurra.models.start. What it raises comes through."""
+    def start(self, inputs: Sequence[Array]) -> asyncio.Future[dict[int, Array]]:
+        """Run the start graph on the device, as `run`; see recurra.models.start."""
 
     def to_bytes(self, states: Sequence[Array]) -> NDArray[Any]:
         """States in the graph's layout as (N, state_bytes) uint8."""
