@@ -20,9 +20,9 @@ def here() -> threading.Thread:
 
 
 async def test_what_is_known_to_be_short_is_run_at_once(device):
-    assert await device.run("short", here) is not here()
-    assert await device.run("short", here) is here()
-    assert await device.run("another", here) is not here()
+    assert await device.run("short", here, at_once=True) is not here()
+    assert await device.run("short", here, at_once=True) is here()
+    assert await device.run("another", here, at_once=True) is not here()
 
 
 async def test_what_takes_long_is_run_on_the_thread_each_time(device):
@@ -31,14 +31,14 @@ async def test_what_takes_long_is_run_on_the_thread_each_time(device):
     loop = asyncio.get_running_loop()
     loop.call_later(0.01, gate.set)  # longer than what is short
     assert await first
-    assert await device.run("long", here) is not here()
+    assert await device.run("long", here, at_once=True) is not here()
 
 
 async def test_nothing_is_run_beside_what_the_thread_runs(device):
-    await device.run("short", here)
+    await device.run("short", here, at_once=True)
     gate = threading.Event()
     busy = device.run("long", gate.wait)
-    queued = device.run("short", here)
+    queued = device.run("short", here, at_once=True)
     assert not queued.done()
     gate.set()
     assert await busy
@@ -52,7 +52,7 @@ async def test_what_it_raises_comes_through(device, times):
 
     for _ in range(times):
         with pytest.raises(KeyError):
-            await device.run("failing", fail)
+            await device.run("failing", fail, at_once=True)
 
 
 async def test_a_caller_that_is_cancelled_leaves_it_usable(device):

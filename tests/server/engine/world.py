@@ -127,13 +127,15 @@ class GatedRunner:
         self.to_bytes, self.from_bytes = runner.to_bytes, runner.from_bytes
         self.start = runner.start
 
-    def run(self, *arguments: Any) -> asyncio.Task[Step]:
-        return asyncio.create_task(self._run(*arguments))
+    def run(self, *arguments: Any, **more: Any) -> asyncio.Task[Step]:
+        return asyncio.create_task(self._run(*arguments, **more))
 
-    async def _run(self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None) -> Step:
+    async def _run(
+        self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None, *, alone: bool = False
+    ) -> Step:
         self.runs.append((inputs[0].shape[0], inputs[0].shape[1]))
         await self.gates.pass_("run")
-        return self.spoil(inputs, await self._runner.run(inputs, states, lengths))
+        return self.spoil(inputs, await self._runner.run(inputs, states, lengths, alone=alone))
 
 
 class Clock:

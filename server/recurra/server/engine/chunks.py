@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, Final
 
 import numpy as np
@@ -35,7 +34,6 @@ async def run_long(runner: Runner, signature: Signature, batch: Batch, states: l
         if all(block.abandoned for block, _ in batch.parts):
             raise DeadlineExceeded("cancelled while it was run; no timestep was consumed")
         step = await runner.run([array[:, start : start + PIECE] for array in batch.inputs], states)
-        await asyncio.sleep(0)  # short pieces may have been run without a wait
         pieces.append(step.outputs)
         states = step.states
     outputs = [

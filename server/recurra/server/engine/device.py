@@ -16,7 +16,7 @@ _SHORT_SECONDS: Final = 0.00025  # what takes less is not worth the way to anoth
 
 
 class Device:
-    """Runs one thing at a time: on its thread, or at once where that is known to be short and the thread is idle."""
+    """Runs one thing at a time: on its thread, or, if asked, at once where that is known to be short."""
 
     def __init__(self, name: str = "device") -> None:
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -25,11 +25,18 @@ class Device:
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
-    def run(self, what: Hashable, function: Callable[[*Ts], T], *arguments: *Ts) -> asyncio.Future[T]:
-        """The function's result, or what it raises. `what`: runs of the same take the same time."""
+    def run(
+        self, what: Hashable, function: Callable[[*Ts], T], *arguments: *Ts, at_once: bool = False
+    ) -> asyncio.Future[T]:
+        """The function's result, or what it raises.
+
+        Args:
+            what: runs of the same take the same time.
+            at_once: run it here, if it is short and the thread is idle: nobody else comes meanwhile.
+        """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
-        if not self._busy and self._took.get(what, 1.0) < _SHORT_SECONDS:
+        if at_once and not self._busy and self._took.get(what, 1.0) < _SHORT_SECONDS:
             try:
                 answer.set_result(self._timed(what, function, *arguments))
             except Exception as error:  # noqa: BLE001 # it is the caller's

@@ -49,7 +49,7 @@ _log = Log(__name__)
 
 _MAX_FLIGHTS: Final = 2  # batches on their way to the store: one more is run meanwhile, the next ones grow
 _MAX_TRIES: Final = 4
-_QUIET_TURNS, _MOST_TURNS, _ENOUGH = 16, 256, 32  # turns of the event loop, and operations: see Engine._arrive
+_QUIET_TURNS, _MOST_TURNS, _ENOUGH = 48, 512, 32  # turns of the event loop, and operations: see Engine._arrive
 _METRIC_KINDS: Final[dict[Kind, MetricKind]] = {
     Kind.PREDICT: "predict",
     Kind.RESET: "reset",
@@ -180,6 +180,9 @@ class Engine:
                 tasks.create_task(self._checkpoints.run(), name=f"checkpoints of {self.model.name}")
                 while True:
                     await self._turn(tasks)
+                    if 0 < self._scheduler.queued < _ENOUGH:  # others had no turn while this batch was run
+                        self._send()
+                        await asyncio.sleep(0)
         finally:
             self._draining = True
             self._scheduler.take(np.arange(len(self.slots.status)))
@@ -226,7 +229,8 @@ class Engine:
     async def _arrive(self) -> None:
         """Let calls come in that have reached the sockets already, if there are several callers.
 
-        gRPC takes one call a turn of the event loop: without this, turns spent on batches of one keep batches at one.
+        gRPC takes one call a turn of the event loop: without this, turns spent on batches of one keep batches at one, and
+        a batch costs the same whether one or thirty share it. 48 quiet turns are about half a millisecond.
         """
         quiet = 0
         for _ in range(_MOST_TURNS):
@@ -364,10 +368,9 @@ class Engine:
         began, timesteps = self._clock.monotonic(), batch.head.timesteps
         self._metrics.observe_stage("queue", began - batch.head.arrival)
         if timesteps <= PIECE or not self._cuttable:
-            running = self._runner.run(batch.inputs, states, batch.lengths)
+            alone = len(self._busy) == len(batch.parts)
+            running = self._runner.run(batch.inputs, states, batch.lengths, alone=alone)
             self._send()
-            if running.done():
-                await asyncio.sleep(0)  # it was short, and others should have their turn
             step = await running
         else:
             self._send()

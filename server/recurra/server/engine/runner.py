@@ -49,12 +49,12 @@ class SlabRunner:
             slab[(slice(None),) * spec.batch_axis + (slots,)] = state
 
     def run(
-        self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None
+        self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None, *, alone: bool = False
     ) -> asyncio.Future[Step]:
         program = self._program if lengths is None else self._ragged
         assert program is not None
         what = (id(program), len(inputs[0]).bit_length(), *(array.shape[1:] for array in inputs))
-        return self._device.run(what, _step, program, inputs, states, lengths)
+        return self._device.run(what, _step, program, inputs, states, lengths, at_once=alone)
 
     def start(self, inputs: Sequence[Array]) -> asyncio.Future[dict[int, Array]]:
         assert self._start is not None

@@ -58,11 +58,13 @@ class Runner(Protocol):
         """Make `states`, in the graph's layout, current at `slots`."""
 
     def run(
-        self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None
+        self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None, *, alone: bool = False
     ) -> asyncio.Future[Step]:
         """Run one chunk on the device: begun, or done, when this returns. What the model raises comes through.
 
-        `lengths`: (N,) timesteps of each row, the rest is padding; None: all have the chunk's.
+        Args:
+            lengths: (N,) timesteps of each row, the rest is padding; None: all have the chunk's.
+            alone: nobody else waits: the event loop may be held for a short run.
         """
 
     def start(self, inputs: Sequence[Array]) -> asyncio.Future[dict[int, Array]]:
