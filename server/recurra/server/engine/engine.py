@@ -229,8 +229,8 @@ class Engine:
     async def _arrive(self) -> None:
         """Let calls come in that have reached the sockets already, if there are several callers.
 
-        gRPC takes one call a turn of the event loop: without this, turns spent on batches of one keep batches at one, and
-        a batch costs the same whether one or thirty share it. 48 quiet turns are about half a millisecond.
+        gRPC takes one call a turn of the event loop: without this, turns spent on batches of one keep batches at one,
+        and a batch costs the same whether one or thirty share it. 48 quiet turns are about half a millisecond.
         """
         quiet = 0
         for _ in range(_MOST_TURNS):
