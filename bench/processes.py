@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,7 +80,12 @@ def _started(command: list[str | Path], ready: str) -> Iterator[tuple[str, int]]
         found = next(filter(None, (re.search(ready, line) for line in process.stdout)), None)
         if found is None:
             raise RuntimeError(f"{Path(command[0]).name} ended before it was ready")
+        # What it logs must be read on: a store whose pipe is full waits for that, and answers nobody.
+        reading = threading.Thread(target=process.stdout.read, daemon=True)
+        reading.start()
         yield found[1], process.pid
-    finally:
         process.terminate()
-        process.communicate()
+        reading.join()
+    finally:
+        process.kill()
+        process.wait()
