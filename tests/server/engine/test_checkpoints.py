@@ -175,6 +175,36 @@ async def test_a_stream_that_ends_has_its_sessions_written_and_let_go(a, b):
     assert (await stepper.step(b, checkpointed=False)).position == 5
 
 
+async def test_streams_that_own_nothing_leave_nothing_behind(a):
+    await a.predict("s", x(0)).answer()
+    for _ in range(3):
+        a.engine.leave(np.array([a.engine.slot("s")]))
+    assert a.engine._checkpoints._leaving == []
+
+
+async def test_a_checkpoint_that_cannot_be_made_costs_its_sessions_a_replay_and_nobody_else(a):
+    stepper, other = Stepper("s"), Stepper("t")
+    for each in (stepper, other):
+        await each.step(a, 3)
+    to_bytes = a.runner.to_bytes
+
+    def short_of_memory(states):
+        a.runner.to_bytes = to_bytes
+        raise MemoryError
+
+    a.runner.to_bytes = short_of_memory
+    assert (await a.engine.look("s")).header["position"][0] == 2
+    with pytest.raises(Behind):
+        await a.predict("s", x(3), after=stepper.last, checkpointed=True).answer()
+    assert (await other.step(a)).position == 4
+
+
+async def test_a_drain_of_an_engine_that_was_stopped_ends(a):
+    await Stepper().step(a, 4)
+    await a.stop()
+    await a.engine.drain()
+
+
 @pytest.mark.parametrize("written", [False, True])
 async def test_a_retry_gets_the_same_reply_and_no_other_step(a, written):
     stepper = Stepper()

@@ -16,8 +16,11 @@ from recurra.server.engine.ownership import Ownership
 from recurra.server.engine.seams import Clock, Runner
 from recurra.server.engine.slots import Slots
 from recurra.server.store import record
+from recurra.server.telemetry import Log
 
 Array = NDArray[Any]
+
+_log = Log(__name__)
 
 _ROWS: Final = 256  # a flight: packing more at once would keep others waiting
 _FLIGHTS: Final = 2
@@ -80,8 +83,10 @@ class Checkpoints:
 
     def leave(self, slots: Array) -> None:
         """The stream of these sessions lets them go: they are written and released soon."""
-        self._leaving.append(slots)
-        self._left.set()
+        owned = slots[self._slots.owned[slots]]  # most streams own none, and nobody would take them from the list
+        if len(owned):
+            self._leaving.append(owned)
+            self._left.set()
 
     async def flush(self, slots: Array, *, release: bool = False) -> None:
         """Write those of `slots` that are dirty, or owned where they are to be released; return once that landed."""
@@ -121,9 +126,13 @@ class Checkpoints:
                 await self._commits.landed(self._flying.popleft())
             some = chosen[at : at + _ROWS]
             for slots, kept in self._packed(some[self._slots.owned[some]]):  # some were written, or lost, meanwhile
-                state = self._runner.to_bytes(self._runner.gather(slots))
                 mine = ~(self._idle(slots) | release)
-                self._flying.append(self._commits.checkpoint(slots, state, kept, mine=mine))
+                try:
+                    state = self._runner.to_bytes(self._runner.gather(slots))
+                    self._flying.append(self._commits.checkpoint(slots, state, kept, mine=mine))
+                except Exception as error:  # noqa: BLE001 # such as MemoryError: clients are told BEHIND, and replay
+                    _log.exception("checkpoint.failed", sessions=len(slots), error=error)
+                    self._slots.give_up(slots)
 
     def _idle(self, slots: Array) -> NDArray[np.bool_]:
         return self._ownership.idle(self._slots.heads(slots), int(self._clock.time() * 1000))

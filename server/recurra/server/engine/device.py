@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar, TypeVarTuple
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+_MOST_KNOWN: Final = 4_096
 _SHORT_SECONDS: Final = 0.00025  # what takes less is not worth the way to another thread and back, about 0.1 ms
 
 
@@ -72,6 +73,8 @@ class Device:
     def _timed(self, what: Hashable, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
         began = time.perf_counter()
         result = function(*arguments)
+        if len(self._took) >= _MOST_KNOWN:  # callers choose shapes
+            self._took.clear()
         self._took[what] = time.perf_counter() - began
         return result
 

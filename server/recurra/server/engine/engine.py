@@ -185,6 +185,7 @@ class Engine:
                         await asyncio.sleep(0)
         finally:
             self._draining = True
+            self.slots.owned[:] = False  # what is not written is lost: nobody waits for its way to the store
             self._scheduler.take(np.arange(len(self.slots.status)))
             for block in list(self._busy):  # queued, run, or in flight: a retry tells whether it was applied
                 error = Draining("this replica was stopped: retry, another one serves")
