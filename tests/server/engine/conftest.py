@@ -1,10 +1,13 @@
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from recurra import models
 from recurra.server.engine.operation import Block, Kind
+from tests.server.engine.world import Replica, World, world
 from tests.service.processes import ValkeyProcess
 
 
@@ -37,3 +40,26 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     process = ValkeyProcess(tmp_path_factory.mktemp("valkey"))
     yield process.url
     process.close()
+
+
+@pytest.fixture(scope="module")
+def picky(repository: Path) -> models.Model:
+    """The zoo's model that answers for its whole history: h' = h / 2 + x, y = h'."""
+    return models.load(repository / "picky", provider="cpu")
+
+
+@pytest.fixture
+async def here(store: str, picky: models.Model) -> AsyncIterator[World]:
+    """A world of that model, empty."""
+    async with world(store, picky) as made:
+        yield made
+
+
+@pytest.fixture
+async def a(here: World) -> Replica:
+    return await here.replica()
+
+
+@pytest.fixture
+async def b(here: World) -> Replica:
+    return await here.replica()

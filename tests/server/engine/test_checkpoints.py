@@ -8,35 +8,13 @@ import asyncio
 import numpy as np
 import pytest
 
-from recurra import models
 from recurra.server.engine.operation import Kind
 from recurra.wire.errors import AlreadyApplied, Behind, DataLoss, Diverged, Overloaded, Owned
-from tests.server.engine.world import NOTHING, Answer, Replica, lost, new_id, turned, until, world
+from tests.server.engine.world import NOTHING, Answer, Replica, lost, new_id, turned, until
 from tests.service import zoo
 
 PICKY = zoo.MODELS["picky"]
 SOON = 0.5  # an interval that a test waits for, seconds; the default of 60 never comes
-
-
-@pytest.fixture(scope="module")
-def picky(repository):
-    return models.load(repository / "picky", provider="cpu")
-
-
-@pytest.fixture
-async def here(store, picky):
-    async with world(store, picky) as made:
-        yield made
-
-
-@pytest.fixture
-async def a(here):
-    return await here.replica()
-
-
-@pytest.fixture
-async def b(here):
-    return await here.replica()
 
 
 def x(seed: int, timesteps: int = 1) -> np.ndarray:

@@ -8,7 +8,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from recurra import models
 from recurra.server.engine.operation import Create, Kind
 from recurra.wire.errors import (
     AlreadyApplied,
@@ -21,31 +20,10 @@ from recurra.wire.errors import (
     StateReset,
     StoreUnavailable,
 )
-from tests.server.engine.world import lost, new_id, turned, until, world
+from tests.server.engine.world import lost, new_id, turned, until
 from tests.service import zoo
 
 PICKY = zoo.MODELS["picky"]
-
-
-@pytest.fixture(scope="module")
-def picky(repository):
-    return models.load(repository / "picky", provider="cpu")
-
-
-@pytest.fixture
-async def here(store, picky):
-    async with world(store, picky) as made:
-        yield made
-
-
-@pytest.fixture
-async def a(here):
-    return await here.replica()
-
-
-@pytest.fixture
-async def b(here):
-    return await here.replica()
 
 
 def x(seed: int, timesteps: int = 1) -> np.ndarray:

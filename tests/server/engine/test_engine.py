@@ -30,24 +30,8 @@ HUGE = np.float32(3.4e38)
 
 
 @pytest.fixture(scope="module")
-def picky(repository):
-    return models.load(repository / "picky", provider="cpu")
-
-
-@pytest.fixture(scope="module")
 def lstm(repository):
     return models.load(repository / "lstm", provider="cpu")
-
-
-@pytest.fixture
-async def here(store, picky):
-    async with world(store, picky) as made:
-        yield made
-
-
-@pytest.fixture
-async def a(here):
-    return await here.replica()
 
 
 def x(seed: int, timesteps: int = 1) -> np.ndarray:
