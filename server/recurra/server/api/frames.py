@@ -65,7 +65,7 @@ class FrameStream:
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
-            for block in self._flying:
+            for block in [*self._flying]:
                 self._bound().cancel(block)
             self._leave([*self._names])
 
@@ -137,19 +137,17 @@ class FrameStream:
                     engine.cancel(block)
             self._done.put_nowait(_Pending(frame.tag, rows, [], error))
             return
-        pending = _Pending(frame.tag, rows, parts)
-        left = len(parts)
+        pending, left = _Pending(frame.tag, rows, parts), {block for block, _ in parts}
+        self._flying |= left
 
-        def landed(_: asyncio.Future[None]) -> None:
-            nonlocal left
-            left -= 1
+        def landed(block: Block) -> None:
+            left.remove(block)
+            self._flying.remove(block)
             if not left:
-                self._flying.difference_update(block for block, _ in parts)
                 self._done.put_nowait(pending)
 
-        for block, _ in parts:
-            self._flying.add(block)
-            block.done.add_done_callback(landed)
+        for block in left:
+            block.landed = landed
 
     def _blocks(self, engine: Engine, frame: inference_pb2.Frame, rows: int) -> list[tuple[Block, Rows]]:
         checkpointed = operations.checkpointed(frame.options, engine.model.config.durability)

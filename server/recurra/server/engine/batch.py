@@ -20,6 +20,7 @@ class Batch:
 
     Attributes:
         head: a block that stands for all of them in what the key covers.
+        sequences, creates, told_expire_ms, ttl_ms: (N,) the blocks' own, or (1,) where there is one block.
         lengths: (N,) timesteps of each row, where they differ and the inputs are padded; None where all have head's.
         epochs: (N,) the slots' when the rows were admitted: a slot that was given up since has another.
     """
@@ -36,8 +37,10 @@ class Batch:
         self.afters: NDArray[np.uint64] = self._join(lambda block: block.afters)
         self.inputs: list[Array] = [self._join(_input(at)) for at in range(len(self.head.inputs))]
         scalars = np.array([(b.sequence, b.create, b.told_expire_ms, b.ttl_ms) for b, _ in parts], np.int64).T
-        self.sequences, self.creates, self.told_expire_ms, self.ttl_ms = scalars.repeat(counts, 1)
-        self._salts = np.array([block.salt for block, _ in parts], np.uint64).repeat(counts)
+        self._salts = np.array([block.salt for block, _ in parts], np.uint64)
+        if len(parts) > 1:
+            scalars, self._salts = scalars.repeat(counts, 1), self._salts.repeat(counts)
+        self.sequences, self.creates, self.told_expire_ms, self.ttl_ms = scalars
 
     def __len__(self) -> int:
         return len(self.slots)

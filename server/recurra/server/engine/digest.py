@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 _SEED = 0x5EC0_44A  # replicas must agree on it for ever
+_SPREAD = np.array([1, 0x9E3779B97F4A7C15], np.uint64)
 
 
 def salt(*parts: object) -> int:
@@ -28,17 +29,20 @@ def salt(*parts: object) -> int:
 
 
 def digests(inputs: list[Array], salts: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """(N, 2) uint64 from inputs of shape (N, ...) and (N,) salts. Shapes count: bytes do not tell zeros apart."""
+    """(N, 2) uint64 from inputs of shape (N, ...) and (N,) salts, or (1,) for all.
+
+    Shapes count: bytes do not tell zeros apart.
+    """
     salts = salts ^ np.uint64(_shape_salt(*(array.shape[1:] for array in inputs)))
-    total = np.stack((salts, salts * np.uint64(0x9E3779B97F4A7C15)), 1)
+    total = salts[:, None] * _SPREAD
     at = 0
     for array in inputs:
         rows = np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8)
         spare = -rows.shape[1] % 4
         words = (np.pad(rows, ((0, 0), (0, spare))) if spare else rows).view("<u4")
-        total += words.astype(np.uint64) @ _keys(at + words.shape[1])[at:]
+        total = total + words.astype(np.uint64) @ _keys(at + words.shape[1])[at:]
         at += words.shape[1]
-    total ^= total >> np.uint64(29)
+    total = total ^ (total >> np.uint64(29))
     return total * np.uint64(0xBF58476D1CE4E5B9)
 
 

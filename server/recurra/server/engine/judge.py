@@ -31,6 +31,8 @@ from recurra.wire.errors import (
 
 Array = NDArray[Any]
 
+_LIVE = bytes([record.LIVE])
+
 
 def continues(batch: Batch, heads: Array, layout: Array, ownership: Ownership, *, now_ms: int) -> NDArray[np.bool_]:
     """Which operations of `batch` apply to sessions that stand at `heads`, (N,) HEADER. `layout`: (2,) uint64."""
@@ -55,13 +57,13 @@ def continues(batch: Batch, heads: Array, layout: Array, ownership: Ownership, *
 def _all_go_on(batch: Batch, heads: Array, layout: Array, now_ms: int) -> bool:
     """Whether each operation plainly continues, by name, a live session of this layout that nobody owns."""
     return bool(
-        (batch.afters == heads["id"]).all()
-        and (heads["kind"] == record.LIVE).all()
-        and (heads["layout"] == layout).all()
-        and (batch.head.checkpointed or (heads["owned_until_ms"] <= now_ms).all())
-        and not (heads["recent"][:, :, 0] == batch.ids[:, :1]).any()
-        and not (heads["incarnation"][:, 0] == batch.ids[:, 0]).any()
-        and not (batch.afters[:, 0] == batch.ids[:, 0]).any()
+        batch.afters.tobytes() == heads["id"].tobytes()
+        and heads["kind"].tobytes() == _LIVE * len(batch)
+        and heads["layout"].tobytes() == layout.tobytes() * len(batch)
+        and (batch.head.checkpointed or heads["owned_until_ms"].max() <= now_ms)
+        and not np.count_nonzero(heads["recent"][:, :, 0] == batch.ids[:, :1])
+        and not np.count_nonzero(heads["incarnation"][:, 0] == batch.ids[:, 0])
+        and not np.count_nonzero(batch.afters[:, 0] == batch.ids[:, 0])
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -56,6 +56,7 @@ class Block:
         waiting: rows that are still to be started, ascending.
         tries: (N,) how often a row was decided anew.
         done: resolved once no row is pending.
+        landed: called then, at once: who waits for `done` has his turn later.
     """
 
     kind: Kind
@@ -84,6 +85,7 @@ class Block:
     tries: NDArray[np.uint8] = field(init=False)
     pending: int = field(init=False)
     done: asyncio.Future[None] = field(init=False)
+    landed: Callable[[Block], None] | None = None
     outputs: list[Array] = field(default_factory=list)
     states: list[Array] = field(default_factory=list)
     headers: Array | None = None
@@ -152,3 +154,6 @@ class Block:
         self.pending -= rows
         if not self.pending and not self.done.done():
             self.done.set_result(None)
+            landed, self.landed = self.landed, None  # else they hold each other for ever
+            if landed is not None:
+                landed(self)

@@ -51,6 +51,7 @@ HEADER: Final = np.dtype(
         ("reply_tag", "<u4"),  # of the form of the kept reply
     ]
 )
+_CHECKSUM: Final = dict(HEADER.fields or {})["checksum"][1] // 8  # which word it is
 _STANDING: Final = struct.Struct("<6xB33x16s16s96xQQQ")  # the header's fields that Standing has
 MISSING: Final = np.zeros(1, HEADER)  # the header of a session that is not there
 
@@ -121,15 +122,16 @@ def pack(headers: Array, names: Array, state: Array, reply: Array) -> NDArray[np
     rows, size = len(headers), HEADER.itemsize
     width = _words(int(headers["name_bytes"].max()))
     state_end = size + width + state.shape[1]
-    records = np.zeros((rows, size + _words(state_end - size + reply.shape[1])), np.uint8)
+    reply_end = state_end + reply.shape[1]
+    records = np.empty((rows, size + _words(reply_end - size)), np.uint8)
     records[:, size : size + width] = names[:, :width]
     records[:, size + width : state_end] = state
-    records[:, state_end : state_end + reply.shape[1]] = reply
+    records[:, state_end:reply_end], records[:, reply_end:] = reply, 0
     headers["name_width"], headers["state_bytes"], headers["reply_bytes"] = width, state.shape[1], reply.shape[1]
     headers["checksum"] = 0
     records[:, :size] = headers.view(np.uint8).reshape(rows, size)
-    headers["checksum"] = records.view("<u8").sum(1, dtype=np.uint64)
-    records[:, :size] = headers.view(np.uint8).reshape(rows, size)
+    as_words = records.view("<u8")
+    headers["checksum"] = as_words[:, _CHECKSUM] = as_words.sum(1, dtype=np.uint64)
     return records
 
 
