@@ -456,7 +456,7 @@ async def test_what_the_store_says_to_an_engine_that_was_stopped_disturbs_nobody
         assert type(await refused(call)) is Draining
     for _ in range(9):
         await turned(lambda: True)
-    del a.engine._commits
+    del a.engine
     gc.collect()
     assert failures == []
 

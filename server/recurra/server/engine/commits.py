@@ -12,12 +12,15 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from recurra.models import Model
 from recurra.server.engine import reply
 from recurra.server.engine.batch import Batch
 from recurra.server.engine.heads import advanced
 from recurra.server.engine.judge import gone
-from recurra.server.engine.operation import Block, Create, Kind, Rows
+from recurra.server.engine.operation import Block, Create, Kind
 from recurra.server.engine.ownership import Ownership
+from recurra.server.engine.pending import Pending
+from recurra.server.engine.scheduler import Part
 from recurra.server.engine.seams import Clock, Store
 from recurra.server.engine.slots import Slots
 from recurra.server.store import commit, record
@@ -77,22 +80,19 @@ class Commits:
 
     def __init__(
         self,
+        model: Model,
         slots: Slots,
         store: Store,
         clock: Clock,
         *,
         ownership: Ownership,
-        layout: Array,
-        reply_tag: int,
-        redo: Callable[[Block, Rows], None],
-        answered: Callable[[Batch, list[Array], list[Array], Array], None],
-        settled: Callable[[Block, Rows], None],
+        pending: Pending,
         landed: Callable[[Flight], None],
     ) -> None:
-        """Who is told of what: rows to be decided anew, a batch's outputs, states and headers, rows done, flights."""
+        """`landed` is told of each flight that is settled."""
         self._slots, self._store, self._clock = slots, store, clock
-        self._ownership, self._layout, self._reply_tag = ownership, layout, reply_tag
-        self._redo, self._answered, self._settled, self._landed = redo, answered, settled, landed
+        self._ownership, self._pending, self._landed = ownership, pending, landed
+        self._layout, self._reply_tag = np.frombuffer(model.layout, "<u8"), reply.tag(model.signature)
         self._flights: deque[Flight] = deque()
         self._came, self._gone = asyncio.Event(), asyncio.Event()
 
@@ -196,7 +196,7 @@ class Commits:
         if replies.count(commit.APPLIED) == len(replies) and current.all():
             self._store_has(flight, slice(None))
             if flight.batch:
-                self._answered(flight.batch, flight.outputs, flight.states, flight.headers)
+                self._pending.answer(flight.batch, flight.outputs, flight.states, flight.headers)
         else:
             self._sort_out(flight, replies, current)
         flight.landed = True
@@ -218,11 +218,6 @@ class Commits:
                 ours = self._ownership.ours(self._slots.expected(slots))
                 self._slots.owned[slots] |= flight.mine[places] & ours
 
-    def _acknowledge(self, flight: Flight, block: Block, rows: Rows, places: slice) -> None:
-        outputs, states = [o[places] for o in flight.outputs], [s[places] for s in flight.states]
-        block.answer(rows, outputs, states, flight.headers[places])
-        self._settled(block, rows)
-
     def _sort_out(self, flight: Flight, replies: list[Any], current: NDArray[np.bool_]) -> None:
         """Settle a flight row by row: something in it was not plainly applied."""
         applied = np.array(
@@ -236,15 +231,16 @@ class Commits:
         for place, block, row in flight.batch.each() if flight.batch else ():
             answer, rows = replies[place], np.array([row])
             if applied[place] and (current[place] or flight.commits):  # the store has decided
-                self._acknowledge(flight, block, rows, slice(place, place + 1))
+                mine = slice(place, place + 1)
+                told = [o[mine] for o in flight.outputs], [s[mine] for s in flight.states]
+                self._pending.answer_rows(block, rows, *told, flight.headers[mine])
                 continue
             if answer == commit.MISSING:
                 answer = self._missing(block, row, int(flight.expected["expire_ms"][place]))
             if isinstance(answer, RecurraError):
-                block.refuse(row, answer)
-                self._settled(block, rows)
+                self._pending.refuse(Part(block, rows), answer)
             else:
-                self._redo(block, rows)
+                self._pending.conflicted(block, rows)
 
     def _missing(self, block: Block, row: int, expire_ms: int) -> RecurraError | None:
         """The session was there when the operation was run. None: it expired, and the operation may begin it anew."""

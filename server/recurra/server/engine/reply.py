@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from typing import Any, Final
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recurra.models import StateSpec, TensorSpec
+from recurra.models import Signature
 
 Array = NDArray[Any]
 
@@ -37,9 +36,11 @@ def fits(tensors: list[Array]) -> bool:
     return sum(1 + 4 * (t.ndim - 1) + t[:1].nbytes for t in tensors) <= MAX_REPLY_BYTES
 
 
-def tag(specs: Sequence[TensorSpec | StateSpec]) -> int:
-    """32 bits that tell replies of other outputs apart."""
-    return crc32(repr([(spec.name, str(spec.dtype)) for spec in specs]).encode())
+def tag(signature: Signature) -> int:
+    """32 bits that tell replies of other outputs and states apart."""
+    outputs = [(spec.name, str(spec.dtype)) for spec in signature.outputs]
+    states = [(spec.name, str(spec.dtype)) for spec in signature.states]
+    return crc32(repr(outputs + states).encode())
 
 
 def unpack(kept: bytes, dtypes: list[np.dtype[Any]]) -> list[Array]:

@@ -1,0 +1,106 @@
+"""What a run gave, on its way out: into the slots, to the clients, and to the store."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recurra.server.engine.checkpoints import Checkpoints
+from recurra.server.engine.commits import Commits, Draft
+from recurra.server.engine.heads import advanced
+from recurra.server.engine.operation import Kind
+from recurra.server.engine.outcome import Outcome
+from recurra.server.engine.pending import Pending
+from recurra.server.engine.seams import Clock, Runner
+from recurra.server.engine.slots import Slots
+from recurra.server.telemetry import Kind as MetricKind
+from recurra.server.telemetry import Log, ModelMetrics
+from recurra.wire.errors import RunFailed
+
+Array = NDArray[Any]
+
+_log = Log(__name__)
+_METRIC_KINDS: Final[dict[Kind, MetricKind]] = {
+    Kind.PREDICT: "predict",
+    Kind.RESET: "reset",
+    Kind.SET: "set_state",
+    Kind.END: "end",
+}
+
+
+class Outbox:
+    """Keeps outcomes. What is committed is prepared here at once, and sent while the next batch is being run."""
+
+    def __init__(
+        self,
+        slots: Slots,
+        runner: Runner,
+        clock: Clock,
+        *,
+        pending: Pending,
+        commits: Commits,
+        checkpoints: Checkpoints,
+        metrics: ModelMetrics,
+    ) -> None:
+        self._slots, self._pending, self._clock = slots, pending, clock
+        self._runner, self._commits, self._checkpoints, self._metrics = runner, commits, checkpoints, metrics
+        self._unsent: list[tuple[Draft, list[Array], list[Array], list[Array]]] = []
+
+    def keep(self, outcome: Outcome) -> None:
+        """Keep what is finite and still rests on what was; the rest is refused, or decided anew."""
+        began, finite = self._clock.monotonic(), outcome.finite()
+        good = self._pending.current(outcome.batch)
+        for part in outcome.batch.only(good & ~finite).parts if (good & ~finite).any() else ():
+            text = "the model's new state is not finite on this input; no timestep was consumed"
+            self._pending.refuse(part, RunFailed(text))
+        good &= finite
+        if not good.any():
+            return
+        outcome = outcome.only(good)
+        owned = self._slots.owned[outcome.batch.slots] & outcome.batch.head.checkpointed
+        if owned.all() or not owned.any():
+            self._keep(outcome, at_once=bool(owned[0]))
+        else:
+            self._keep(outcome.only(owned), at_once=True)
+            self._keep(outcome.only(~owned), at_once=False)
+        self._metrics.observe_stage("pack", self._clock.monotonic() - began)
+
+    def send(self) -> None:
+        """Send what was prepared: once the next batch is being run, or at once where there is none."""
+        unsent, self._unsent = self._unsent, []
+        for draft, outputs, states, state in unsent:
+            try:
+                self._commits.send(draft, outputs, states, self._runner.to_bytes(state))
+            except Exception as error:  # noqa: BLE001 # such as MemoryError: the slots are ahead of the store
+                _log.exception("commit.failed", error=error)
+                self._slots.give_up(draft.batch.slots)
+                for block, rows in draft.batch.parts:
+                    self._pending.redo(block, rows)
+                continue
+            if draft.mine.any():
+                self._checkpoints.remember(draft.batch.slots, outputs + states)
+
+    def _keep(self, outcome: Outcome, *, at_once: bool) -> None:
+        """Answer a batch that changes nothing that is kept, or `at_once`; or have it sent to the store first."""
+        batch, states, (outputs, told) = outcome.batch, outcome.step.states, outcome.told()
+        if batch.head.stateless:
+            self._pending.answer(batch, outputs, told, self._slots.heads(batch.slots))
+            return
+        if not batch.head.commit:
+            self.send()
+            self._commits.hold(batch, outputs, told, outcome.rebased)
+            return
+        self._metrics.count_operations(_METRIC_KINDS[batch.head.kind], len(batch))
+        if at_once:
+            self._runner.scatter(batch.slots, states)
+            before = self._slots.heads(batch.slots)
+            headers = advanced(before, batch, outcome.rebased, now_ms=int(self._clock.time() * 1000))
+            durable = self._checkpoints.take(batch, headers, outputs + told)
+            self._pending.answer(batch, outputs, told, headers, durable)
+        else:
+            self._unsent.append((self._commits.prepare(batch, outcome.rebased), outputs, told, states))
+            self._runner.scatter(batch.slots, states)
+            if batch.head.kind is Kind.END:  # what comes next under this name starts fresh
+                self._runner.scatter(batch.slots, self._runner.gather(np.zeros(len(batch), np.intp)))

@@ -1,0 +1,91 @@
+"""A step of the model: a batch is run on the device, and what it gave is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recurra.models import Model
+from recurra.server.engine.batch import Batch
+from recurra.server.engine.chunks import PIECE, cuttable, run_long
+from recurra.server.engine.operation import Kind
+from recurra.server.engine.outbox import Outbox
+from recurra.server.engine.outcome import Outcome
+from recurra.server.engine.pending import Pending
+from recurra.server.engine.seams import Clock, Runner, Step
+from recurra.server.telemetry import ModelMetrics
+from recurra.wire.errors import RecurraError, RunFailed
+
+Array = NDArray[Any]
+
+
+class Stepper:
+    """Runs batches, one after another."""
+
+    def __init__(
+        self, model: Model, runner: Runner, clock: Clock, *, pending: Pending, outbox: Outbox, metrics: ModelMetrics
+    ) -> None:
+        self._signature, self._runner, self._clock = model.signature, runner, clock
+        self._pending, self._outbox, self._metrics = pending, outbox, metrics
+        self._cuttable = cuttable(model)
+        self._axes = [state.batch_axis for state in model.signature.states]
+
+    def long(self, batch: Batch) -> bool:
+        """Whether it is run in pieces, with others between."""
+        return batch.head.timesteps > PIECE and self._cuttable
+
+    @property
+    def longest(self) -> int | None:
+        """The longest chunk that may be run while one is run in pieces; None: any."""
+        return PIECE if self._cuttable else None
+
+    async def step(self, batch: Batch) -> None:
+        """Run a batch and keep what it gave. A run that fails is repeated row by row: the bad ones fail alone."""
+        current = self._pending.current(batch)
+        if not current.all():
+            if not current.any():
+                return
+            batch = batch.only(current)
+        left = np.ones(len(batch), bool)
+        try:
+            for block in {block for block, _ in batch.parts if block.start}:
+                self._outbox.send()
+                block.given = await self._runner.start(block.start) | block.given
+                block.start = []
+            states = self._runner.gather(batch.slots)
+            rebased = batch.give(states, self._axes)
+            outcome = Outcome(self._signature, batch, await self._run(batch, states), rebased)
+            for rows, each in outcome.by_length():
+                self._outbox.keep(each)
+                left &= ~rows
+        except RecurraError as error:
+            for part in batch.only(left).parts:
+                self._pending.refuse(part, error)
+        except Exception as error:  # noqa: BLE001 # whatever the runtime raises is this batch's, not the server's
+            batch = batch.only(left)  # what was sent is not run again
+            if len(left) == 1:
+                text = f"the model failed on this input: {error}; no timestep was consumed"
+                self._pending.refuse(batch.parts[0], RunFailed(text))
+                return
+            for place in range(len(batch)):
+                await self.step(batch.only(np.arange(len(batch)) == place))
+
+    async def _run(self, batch: Batch, states: list[Array]) -> Step:
+        if batch.head.kind is not Kind.PREDICT:
+            return Step([], states)
+        began, timesteps = self._clock.monotonic(), batch.head.timesteps
+        self._metrics.observe_stage("queue", began - batch.head.arrival)
+        if self.long(batch):
+            self._outbox.send()
+            step = await run_long(self._runner, self._signature, batch, states)
+        else:
+            alone = len(self._pending) == len(batch.parts)
+            running = self._runner.run(batch.inputs, states, batch.lengths, alone=alone)
+            self._outbox.send()
+            step = await running
+        self._metrics.observe_stage("run", self._clock.monotonic() - began)
+        self._metrics.observe_batch(len(batch))
+        self._metrics.count_timesteps(len(batch) * timesteps if batch.lengths is None else int(batch.lengths.sum()))
+        return step
