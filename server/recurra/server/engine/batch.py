@@ -51,12 +51,17 @@ class Batch:
         return digests(self.inputs, self._salts)
 
     def give(self, states: list[Array], batch_axes: list[int]) -> NDArray[np.bool_]:
-        """Put the states that operations bring into `states`, in the graph's layout. Answers (N,) bool: who did."""
+        """Put the states that operations bring into the list `states`, in the graph's layout.
+
+        Answers (N,) bool: who did.
+        """
         rebased = np.zeros(len(self), bool)
         at = 0
         for block, rows in self.parts:
             for index, values in block.given.items():
                 chosen = values if len(values) == 1 else values[rows]
+                if not states[index].flags.writeable:
+                    states[index] = states[index].copy()
                 np.moveaxis(states[index], batch_axes[index], 0)[at : at + len(rows)] = chosen
                 rebased[at : at + len(rows)] = True
             at += len(rows)

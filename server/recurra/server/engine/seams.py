@@ -52,7 +52,7 @@ class Runner(Protocol):
     """The model and its state slabs. A slot is a row of them; slot 0 always holds the fresh state."""
 
     def gather(self, slots: Array) -> list[Array]:
-        """The states at `slots` (N,), in the graph's layout."""
+        """The states at `slots` (N,), in the graph's layout; not to be written to."""
 
     def scatter(self, slots: Array, states: Sequence[Array]) -> None:
         """Make `states`, in the graph's layout, current at `slots`."""
