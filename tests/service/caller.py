@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Self
@@ -299,8 +299,13 @@ class Stream:
     def end(self) -> list[FrameReply]:
         """Send no more; the answers still to come."""
         self._requests.put(None)
+        return list(self.replies())
+
+    def replies(self) -> Iterator[FrameReply]:
+        """The answers until the server ends the stream, and what it ends it with, raised."""
         try:
-            return [FrameReply(response.frame) for response in self.call]
+            for response in self.call:
+                yield FrameReply(response.frame)
         except grpc.RpcError as error:
             raise translated(error) from None
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -30,16 +31,23 @@ def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.01)
 
 
-def store_client(socket: str) -> redis.Redis:
+def store_client(path: str) -> redis.Redis:
     """A client of the store on a unix socket, which tries once."""
-    return redis.Redis(unix_socket_path=socket, retry=Retry(NoBackoff(), 0))
+    return redis.Redis(unix_socket_path=path, retry=Retry(NoBackoff(), 0))
+
+
+def free_address() -> str:
+    """An address that a server may be started on again and again."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 class ServerProcess:
     """A server and, where it has no `store` given, the store it embeds.
 
     Attributes:
-        address: where it serves gRPC; a new one each time it is started.
+        address: where it serves gRPC; a new one each time it is started, unless the flags name it.
     """
 
     def __init__(self, models: Path, data: Path, *flags: str, store: str = "") -> None:

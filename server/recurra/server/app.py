@@ -226,11 +226,14 @@ async def _drain(
 ) -> None:
     """Fail health first, finish what is queued and in flight, then let go of the connections."""
     await statuses.enter_graceful_shutdown()
+    served.stopping.set_result(None)
     stopping = asyncio.create_task(server.stop(settings.drain_seconds))
     try:
         async with asyncio.timeout(settings.drain_seconds):
             await asyncio.gather(*(engine.drain() for engine in served.engines.values()))
+            while served.streams:
+                await asyncio.wait(served.streams)
     except TimeoutError:
         _log.warning("drain.cut", seconds=settings.drain_seconds)
-    await server.stop(_LAST_WORDS_SECONDS)  # what is open yet is streams that have been answered
+    await server.stop(_LAST_WORDS_SECONDS)  # what is open yet watches health, or has been answered
     await stopping

@@ -17,7 +17,7 @@ from recurra.server.engine.operation import Block, Kind, Rows
 from recurra.server.served import Served
 from recurra.server.store import record
 from recurra.v1 import inference_pb2
-from recurra.wire.errors import InvalidArgument, Overloaded, RecurraError, to_status
+from recurra.wire.errors import Draining, InvalidArgument, Overloaded, RecurraError, to_status
 from recurra.wire.tensors import to_tensor
 
 Array = NDArray[Any]
@@ -55,19 +55,31 @@ class FrameStream:
         self._open = 0  # frames not answered yet
 
     async def serve(self, requests: AsyncIterator[inference_pb2.StreamPredictRequest]) -> None:
-        """Read until the client is done, answering meanwhile. Raises InvalidArgument for a malformed message."""
+        """Read until the client is done, answering meanwhile.
+
+        Raises InvalidArgument for a malformed message, Draining where the server stops: what was read is answered.
+        """
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._write(), name="frames out")
-                async for request in requests:
-                    await self._take(request)
-                self._done.put_nowait(None)
+            with self._served.stream():
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._write(), name="frames out")
+                    reading = tasks.create_task(self._read(requests), name="frames in")
+            if reading.cancelled():
+                raise Draining("this replica is shutting down: retry, another one serves")
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
             for block in [*self._flying]:
                 self._bound().cancel(block)
             self._leave([*self._names])
+
+    async def _read(self, requests: AsyncIterator[inference_pb2.StreamPredictRequest]) -> None:
+        try:
+            with self._served.until_stopping():
+                async for request in requests:
+                    await self._take(request)
+        finally:
+            self._done.put_nowait(None)
 
     async def _take(self, request: inference_pb2.StreamPredictRequest) -> None:
         match request.WhichOneof("kind"):
