@@ -1,4 +1,4 @@
-"""SIGTERM: what was taken is answered and kept, streams end by themselves, and the SDK goes on at another replica."""
+"""Replicas that stop, or hang: what was taken is answered and kept, and the SDK goes on at another."""
 
 from __future__ import annotations
 
@@ -82,3 +82,16 @@ def test_sigterm_fails_health_first_and_ends_streams_that_rest(start_server: Sta
         with pytest.raises(Draining):
             list(stream.replies())
         assert server.wait(60) == 0
+
+
+async def test_a_replica_that_hangs_is_left_for_another(start_server: StartServer, valkey: ValkeyProcess) -> None:
+    """Its kernel still acknowledges what is sent to it: only HTTP/2's pings tell."""
+    hanging, other = (start_server(store=valkey.url) for _ in range(2))
+    x = LSTM.draw(0, 2)
+    async with AsyncClient([hanging.address, other.address]) as client, client.stream("lstm") as stream:
+        session = client.session("lstm", "calls")
+        first = [await session.predict(x[:1]), await stream.predict("streams", x[:1])]
+        hanging.signal(signal.SIGSTOP)
+        second = await asyncio.gather(session.predict(x[1:], timeout=30), stream.predict("streams", x[1:], timeout=30))
+        for one, two in zip(first, second, strict=True):
+            np.testing.assert_allclose(np.concatenate([one, two]), LSTM.whole(x), **CLOSE)

@@ -35,6 +35,7 @@ from recurra.wire.errors import StoreUnavailable
 
 _SLAB_BYTES: Final = 1 << 30  # per model; sessions beyond it are read from the store again
 _HANDSHAKE_MS: Final = 3_000
+_PING_MS: Final = 4_000  # the SDK asks every five seconds whether a replica lives
 _STREAMS_PER_CONNECTION: Final = 4_096
 _LAST_WORDS_SECONDS: Final = 0.5
 _log = Log(__name__)
@@ -194,6 +195,7 @@ def _grpc(settings: Settings, served: Served, metrics: Metrics) -> tuple[grpc.ai
             ("grpc.max_send_message_length", settings.max_message_bytes),
             ("grpc.max_concurrent_streams", _STREAMS_PER_CONNECTION),
             ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+            ("grpc.http2.min_ping_interval_without_data_ms", _PING_MS),
             ("grpc.so_reuseport", int(settings.workers > 1)),
         ],
     )
