@@ -35,6 +35,7 @@ from rich.table import Table
 
 from bench import models, processes
 from recurra.server.store import commit, record
+from recurra.server.store.address import primary
 from recurra.server.store.pipe import Pipe
 
 Bytes = NDArray[np.uint8]
@@ -113,7 +114,7 @@ def main() -> None:
 
 
 async def _measure(row: dict[str, list[float]], sessions: Sessions, url: str, store: int, seconds: float) -> None:
-    pipe, place = Pipe(url, timeout_seconds=30), Path(url.removeprefix("unix://")).parent
+    pipe, place = Pipe(primary(url, 30).pool, timeout_seconds=30), Path(url.removeprefix("unix://")).parent
     try:
         await pipe.command("CONFIG", "SET", "auto-aof-rewrite-percentage", 0)
         for script in (commit.SCRIPT, _SCRIPT):

@@ -69,7 +69,7 @@ def test_no_file_is_the_default(tmp_path: Path):
         ("max_batch = 0", "max_batch = 0: must be a whole number of at least 1"),
         ("session_ttl = '1h'", "session_ttl = '1h': must be a whole number"),
         ("max_batch = true", "max_batch = True"),
-        ("durability = 'maybe'", "durability = 'maybe': must be one of committed, checkpointed"),
+        ("durability = 'maybe'", "durability = 'maybe': must be one of committed, checkpointed, replicated"),
         ("sha256 = 'abc'", "sha256 = 'abc': must be 64 hexadecimal digits"),
         ("[inputs.x]\ntime_axis = true", "inputs.x.time_axis = True"),
         ("[inputs.x]\nbatch_axis = -1", "inputs.x.batch_axis = -1"),

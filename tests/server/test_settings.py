@@ -30,6 +30,7 @@ def test_defaults_are_safe(models):
         listen="127.0.0.1:8500",
         transport="grpc",
         store="embedded",
+        replicas=1,
         data=Path("data"),
         provider="auto",
         workers=1,
@@ -62,7 +63,12 @@ MALFORMED = {
     "models": ["", "/no/such/folder", "/etc/hostname"],
     "listen": ["", "8500", ":8500", "localhost", "localhost:", "localhost:65536", "localhost:-1", "::1:8500", "[::1]"],
     "transport": ["", "http"],
-    "store": ["", "redis", "http://h", "redis://", "redis://h:port", "redis://h/path", "redis://h#x", "unix://"],
+    "store": [
+        *("", "redis", "http://h", "redis://", "redis://h:port", "redis://h/path", "redis://h#x", "unix://"),
+        *("redis://h,g", "redis+cluster://", "redis+cluster://h:0", "redis+cluster://h:1,:2", "redis+cluster://h/1"),
+        *("redis+sentinel://h", "redis+sentinel://h/", "redis+sentinel://h/a/b", "unix+cluster://h", "redis+ring://h"),
+    ],
+    "replicas": ["0", "two"],
     "data": ["", "/etc/hostname"],
     "provider": ["", "gpu", "CUDA"],
     "workers": ["", "0", "all", "1025"],
@@ -137,6 +143,12 @@ def test_the_variables_of_a_kubernetes_service_called_recurra_are_let_through(ca
         ("rediss://me:hunter2@store?ssl_password=hunter2", "rediss://***@store?ssl_password=***"),
         ("unix:///run/valkey.sock?password=hunter2&db=1", "unix:///run/valkey.sock?password=***&db=***"),
         ("redis://store", "redis://store"),
+        ("redis+cluster://me:hunter2@a:1,b:2,c", "redis+cluster://***@a:1,b:2,c"),
+        ("rediss+cluster://[::1]:1,[::2]:3/", "rediss+cluster://[::1]:1,[::2]:3/"),
+        (
+            "redis+sentinel://:hunter2@a:1,b:2/main?sentinel_password=hunter2",
+            "redis+sentinel://***@a:1,b:2/main?sentinel_password=***",
+        ),
     ],
 )
 def test_the_stores_password_is_never_shown(models, url, shown):
@@ -154,6 +166,7 @@ def test_the_stores_password_is_never_shown(models, url, shown):
         ["--stroe", "redis://:hunter2@store"],
         ["redis://:hunter2@store"],
         ["--store", "redis://user:12/hunter2@store"],
+        ["--store", "redis+sentinel://user:12/hunter2@store/main"],
     ],
 )
 def test_a_refused_line_shows_no_password(capsys, models, argv):

@@ -188,6 +188,7 @@ def request(
     return_states: bool = False,
     return_sequences: bool | None = None,
     commit: bool | None = None,
+    durability: inference_pb2.Durability.ValueType = inference_pb2.DURABILITY_UNSPECIFIED,
     **more: Any,
 ) -> inference_pb2.PredictRequest:
     """A PredictRequest; `more` goes to `operation`."""
@@ -200,7 +201,7 @@ def request(
         start_inputs=tensors(start),
         mask=bytes(mask),
         options=inference_pb2.PredictOptions(
-            return_states=return_states, return_sequences=return_sequences, commit=commit
+            return_states=return_states, return_sequences=return_sequences, commit=commit, durability=durability
         ),
     )
 

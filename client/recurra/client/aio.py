@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Self, get_args
 
 from numpy.typing import ArrayLike
 
@@ -128,8 +128,9 @@ class AsyncClient:
             durability: when an operation is answered. "committed": once the store has it. "checkpointed": once it is
                 computed; the store has it a little later. What a killed server had not written yet is sent again by the
                 client, which keeps the inputs for it; so nothing acknowledged is lost as long as either lives. Until
-                the stream ends, calls on other servers are told that the session is Owned. None: the model's, which is
-                "committed" unless its model.toml says otherwise.
+                the stream ends, calls on other servers are told that the session is Owned. "replicated": once as many
+                of the store's replicas have it as the server asks for. None: the model's, which is "committed" unless
+                its model.toml says otherwise.
             return_sequences: all timesteps of an output; False: the last only.
             linger: seconds that a chunk may wait for others to share its frame.
 
@@ -213,6 +214,6 @@ def _checked(create: CreateOption) -> CreateOption:
 
 
 def _level(durability: Durability | None) -> Durability | None:
-    if durability not in (None, "committed", "checkpointed"):
-        raise InvalidArgument(f"durability is 'committed' or 'checkpointed', not '{durability}'")
+    if durability not in (None, *get_args(Durability)):
+        raise InvalidArgument(f"durability is one of {', '.join(get_args(Durability))}, not '{durability}'")
     return durability

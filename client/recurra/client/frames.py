@@ -27,6 +27,7 @@ _DURABILITIES = {
     None: inference_pb2.DURABILITY_UNSPECIFIED,
     "committed": inference_pb2.DURABILITY_COMMITTED,
     "checkpointed": inference_pb2.DURABILITY_CHECKPOINTED,
+    "replicated": inference_pb2.DURABILITY_REPLICATED,
 }
 
 

@@ -9,8 +9,8 @@ from typing import Literal
 CreateOption = Literal["if_missing", "must_exist", "must_be_new"]
 """What a handle's first operation does about a session that is not there, or is."""
 
-Durability = Literal["committed", "checkpointed"]
-"""When an operation is answered: once the store has it, or once it is computed."""
+Durability = Literal["committed", "checkpointed", "replicated"]
+"""When an operation is answered: once the store has it, once it is computed, or once the store's replicas have it."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from recurra.models.refusal import ModelRefused
 T = TypeVar("T")
 D = TypeVar("D")
 
-DURABILITIES: Final = ("committed", "checkpointed")
+DURABILITIES: Final = ("committed", "checkpointed", "replicated")
 
 
 class Table:

@@ -30,7 +30,7 @@ class _Durability:
 class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DURABILITY_UNSPECIFIED: _Durability.ValueType  # 0
-    """The model's, on a stream; committed elsewhere."""
+    """The model's; where that is checkpointed, a call is committed."""
     DURABILITY_COMMITTED: _Durability.ValueType  # 1
     """Once the store's primary applied it."""
     DURABILITY_CHECKPOINTED: _Durability.ValueType  # 2
@@ -38,18 +38,26 @@ class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability
     first such operation is committed and makes the replica the session's owner, taking over from another. FrameResult tells what is
     durable; after a failover the session is BEHIND what was acknowledged, and the client sends again what it did since.
     """
+    DURABILITY_REPLICATED: _Durability.ValueType  # 3
+    """Once as many of the store's replicas have it, too, as the server asks for. Too few: NOT_REPLICATED; it may be applied, and a
+    retry waits for the replicas again.
+    """
 
 class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
     """When an operation is acknowledged."""
 
 DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
-"""The model's, on a stream; committed elsewhere."""
+"""The model's; where that is checkpointed, a call is committed."""
 DURABILITY_COMMITTED: Durability.ValueType  # 1
 """Once the store's primary applied it."""
 DURABILITY_CHECKPOINTED: Durability.ValueType  # 2
 """Once computed; the store gets the session's state at the server's checkpoints, and when the stream ends. Streams only: a session's
 first such operation is committed and makes the replica the session's owner, taking over from another. FrameResult tells what is
 durable; after a failover the session is BEHIND what was acknowledged, and the client sends again what it did since.
+"""
+DURABILITY_REPLICATED: Durability.ValueType  # 3
+"""Once as many of the store's replicas have it, too, as the server asks for. Too few: NOT_REPLICATED; it may be applied, and a
+retry waits for the replicas again.
 """
 Global___Durability: _TypeAlias = Durability  # noqa: Y015
 

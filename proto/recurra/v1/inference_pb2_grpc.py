@@ -64,7 +64,7 @@ class InferenceServiceServicer(object):
         ABORTED, too: OWNED, a stream on another replica owns the session at present, with a RetryInfo; nothing applied.
         DATA_LOSS: the session was there and should be, and is not, or its record is corrupt.
         RESOURCE_EXHAUSTED: OVERLOADED, queues are full, with a RetryInfo; STORE_FULL.
-        DEADLINE_EXCEEDED, UNAVAILABLE (STORE_UNAVAILABLE, DRAINING): unknown whether applied; safe to retry with the same id.
+        DEADLINE_EXCEEDED, UNAVAILABLE (STORE_UNAVAILABLE, NOT_REPLICATED, DRAINING): unknown whether applied; safe to retry with the same id.
         INTERNAL: RUN_FAILED, the model failed on this input; no timestep consumed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

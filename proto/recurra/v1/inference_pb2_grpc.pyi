@@ -46,7 +46,7 @@ class InferenceServiceStub:
     ABORTED, too: OWNED, a stream on another replica owns the session at present, with a RetryInfo; nothing applied.
     DATA_LOSS: the session was there and should be, and is not, or its record is corrupt.
     RESOURCE_EXHAUSTED: OVERLOADED, queues are full, with a RetryInfo; STORE_FULL.
-    DEADLINE_EXCEEDED, UNAVAILABLE (STORE_UNAVAILABLE, DRAINING): unknown whether applied; safe to retry with the same id.
+    DEADLINE_EXCEEDED, UNAVAILABLE (STORE_UNAVAILABLE, NOT_REPLICATED, DRAINING): unknown whether applied; safe to retry with the same id.
     INTERNAL: RUN_FAILED, the model failed on this input; no timestep consumed.
     """
     StreamPredict: _grpc.StreamStreamMultiCallable[_inference_pb2.StreamPredictRequest, _inference_pb2.StreamPredictResponse]
@@ -73,7 +73,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     ABORTED, too: OWNED, a stream on another replica owns the session at present, with a RetryInfo; nothing applied.
     DATA_LOSS: the session was there and should be, and is not, or its record is corrupt.
     RESOURCE_EXHAUSTED: OVERLOADED, queues are full, with a RetryInfo; STORE_FULL.
-    DEADLINE_EXCEEDED, UNAVAILABLE (STORE_UNAVAILABLE, DRAINING): unknown whether applied; safe to retry with the same id.
+    DEADLINE_EXCEEDED, UNAVAILABLE (STORE_UNAVAILABLE, NOT_REPLICATED, DRAINING): unknown whether applied; safe to retry with the same id.
     INTERNAL: RUN_FAILED, the model failed on this input; no timestep consumed.
     """
     StreamPredict: _aio.StreamStreamMultiCallable[_inference_pb2.StreamPredictRequest, _inference_pb2.StreamPredictResponse]  # type: ignore[assignment]
@@ -103,7 +103,7 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         ABORTED, too: OWNED, a stream on another replica owns the session at present, with a RetryInfo; nothing applied.
         DATA_LOSS: the session was there and should be, and is not, or its record is corrupt.
         RESOURCE_EXHAUSTED: OVERLOADED, queues are full, with a RetryInfo; STORE_FULL.
-        DEADLINE_EXCEEDED, UNAVAILABLE (STORE_UNAVAILABLE, DRAINING): unknown whether applied; safe to retry with the same id.
+        DEADLINE_EXCEEDED, UNAVAILABLE (STORE_UNAVAILABLE, NOT_REPLICATED, DRAINING): unknown whether applied; safe to retry with the same id.
         INTERNAL: RUN_FAILED, the model failed on this input; no timestep consumed.
         """
 

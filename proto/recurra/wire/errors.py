@@ -119,6 +119,12 @@ class StoreUnavailable(RecurraError):
     reason, code, retryable = "STORE_UNAVAILABLE", grpc.StatusCode.UNAVAILABLE, True
 
 
+class NotReplicated(RecurraError):
+    """Too few of the store's replicas have the operation, which may be applied. Safe to retry."""
+
+    reason, code, retryable = "NOT_REPLICATED", grpc.StatusCode.UNAVAILABLE, True
+
+
 class Owned(RecurraError):
     """A checkpointed stream on another replica owns the session at present. Nothing was applied; safe to retry."""
 

@@ -95,7 +95,12 @@ async def running(
             stack.callback(serving.close)
             _log.info("metrics.ready", address=serving.address)
         url = await opened(settings, stack, ending)
-        store = RedisStore(url, timeout_seconds=settings.store_timeout_seconds, observe=metrics.observe_store)
+        store = RedisStore(
+            url,
+            timeout_seconds=settings.store_timeout_seconds,
+            observe=metrics.observe_store,
+            replicas=settings.replicas,
+        )
         stack.push_async_callback(store.close)
         await store.ping()
         device = Device()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, NoReturn, Self
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 PREFIX: Final = "RECURRA_"
 EMBEDDED: Final = "embedded"
@@ -61,18 +61,35 @@ def _cache(text: str) -> Path | None:
     return None if text == "off" or whole.startswith("~") else _path(whole)
 
 
+_STORES: Final = {  # by scheme, "s" for TLS and all: what a URL's path may be
+    # redis-py ignores a path that is no database number; here it is more likely half of an unquoted password.
+    r"rediss?": r"/?\d*",
+    r"rediss?\+cluster": r"/?",
+    r"rediss?\+sentinel": r"/[\w.-]+",
+}
+
+
 def _store(text: str) -> str:
     if text == EMBEDDED:
         return text
     url = urlsplit(text)
-    if url.scheme in {"redis", "rediss"}:
-        # redis-py ignores a path that is no database number; here it is more likely half of an unquoted password.
-        good = bool(url.hostname and url.port != 0 and re.fullmatch(r"/?\d*", url.path))
+    if url.fragment:
+        raise ValueError
+    if url.scheme == "unix":
+        good = url.path.startswith("/")
     else:
-        good = url.scheme == "unix" and url.path.startswith("/")
-    if not good or url.fragment:
+        path = next((path for scheme, path in _STORES.items() if re.fullmatch(scheme, url.scheme)), None)
+        good = path is not None and re.fullmatch(path, url.path) is not None and _hosts(url)
+    if not good:
         raise ValueError
     return text
+
+
+def _hosts(url: SplitResult) -> bool:
+    """Whether the URL names a host, and a port that can be one, or several where these are allowed."""
+    hosts = url.netloc.rpartition("@")[2]
+    each = [urlsplit(f"//{host}") for host in (hosts.split(",") if "+" in url.scheme else [hosts])]
+    return all(one.hostname and "," not in one.hostname and one.port != 0 for one in each)
 
 
 def _choice(*names: str) -> Callable[[str], str]:
@@ -128,7 +145,14 @@ _RULES: Final = {
         "what speaks gRPC; native, of the extra of that name, halves a unary call's cost and adds to a frame's",
     ),
     "store": _Rule(
-        EMBEDDED, _store, "embedded, or a redis://, rediss:// or unix:// URL", "where the sessions' state is kept"
+        EMBEDDED,
+        _store,
+        "embedded, or a redis://, rediss:// or unix:// URL, redis+cluster://HOST:PORT,HOST:PORT or "
+        "redis+sentinel://HOST:PORT,HOST:PORT/SERVICE",
+        "where the sessions' state is kept",
+    ),
+    "replicas": _Rule(
+        "1", _whole(1, 64), "a whole number of replicas, 1 to 64", "of the store, that must have what is replicated"
     ),
     "data": _Rule("./data", _path, "a folder, made if it is missing", "the embedded store's folder"),
     "provider": _Rule("auto", _choice("auto", "cuda", "cpu"), "auto, cuda or cpu", "where models run"),
@@ -180,6 +204,7 @@ class Settings:
     listen: str
     transport: Literal["grpc", "native"]
     store: str
+    replicas: int
     data: Path
     provider: Literal["auto", "cuda", "cpu"]
     workers: int

@@ -14,6 +14,7 @@ from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -89,8 +90,9 @@ class GatedStore:
         self._store = store
         self._asking, self._answering = asyncio.Lock(), asyncio.Lock()  # both are fair: what came first goes first
 
-    def commit(self, *columns: Array) -> asyncio.Task[list[Any]]:
-        passing = asyncio.create_task(self._pass("commit", self._store.commit, *columns))
+    def commit(self, *columns: Array, replicated: bool = False) -> asyncio.Task[list[Any]]:
+        commit = partial(self._store.commit, replicated=replicated)
+        passing = asyncio.create_task(self._pass("commit", commit, *columns))
         passing.add_done_callback(lambda done: done.cancelled() or done.exception())  # the engine may have stopped
         return passing
 

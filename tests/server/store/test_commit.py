@@ -23,7 +23,7 @@ def test_commands_are_the_bytes_that_hiredis_would_pack(rows, key_bytes, record_
     expected = np.frombuffer(random.bytes(rows * HEADER.itemsize), HEADER)
     ttl_ms = np.array(data.draw(st.lists(st.integers(0, 10**13 - 1), min_size=rows, max_size=rows)), np.int64)
     wires, read = commands(keys, expected, records, ttl_ms), reads(keys)
-    for at, (wire, count) in zip(range(0, rows, 64), wires, strict=True):
+    for at, (wire, count, _) in zip(range(0, rows, 64), wires, strict=True):
         some = range(at, min(rows, at + 64))
         assert count == len(some)
         names = [keys[row].tobytes() for row in some]
@@ -36,7 +36,7 @@ def test_commands_are_the_bytes_that_hiredis_would_pack(rows, key_bytes, record_
 def test_large_records_go_few_at_a_time():
     records = np.zeros((5, 400_000), np.uint8)
     wires = commands(np.zeros((5, 8), np.uint8), np.zeros(5, HEADER), records, np.zeros(5, np.int64))
-    assert [rows for _, rows in wires] == [2, 2, 1]
+    assert [rows for _, rows, _ in wires] == [2, 2, 1]
 
 
 async def test_the_store_names_the_script_as_we_do(redis):

@@ -5,6 +5,7 @@ import signal
 import hiredis
 import pytest
 
+from recurra.server.store.address import primary
 from recurra.server.store.pipe import Pipe
 from recurra.wire.errors import StoreUnavailable
 
@@ -16,7 +17,7 @@ async def pipes():
     opened: list[Pipe] = []
 
     def make(url: str, *, timeout_seconds: float = LONG, **more) -> Pipe:
-        opened.append(Pipe(url, timeout_seconds=timeout_seconds, **more))
+        opened.append(Pipe(primary(url, timeout_seconds).pool, timeout_seconds=timeout_seconds, **more))
         return opened[-1]
 
     yield make
@@ -67,7 +68,7 @@ async def test_an_error_is_the_reply_of_its_own_command(pipes, valkey):
 
 
 async def test_the_opening_command_is_sent_on_each_connection_and_its_reply_is_nobodys(pipes, valkey, redis):
-    pipe = pipes(valkey.url, opening=(b"CLIENT", b"SETNAME", b"pipe"))
+    pipe = pipes(valkey.url, opening=[(b"CLIENT", b"SETNAME", b"pipe")])
     for _ in range(3):
         assert (await pipe.command("CLIENT", "GETNAME"))[0] == b"pipe"
         assert await echo(pipe, "a", "b") == [b"a", b"b"]
@@ -116,7 +117,7 @@ async def test_kill_9_of_the_store_in_mid_flight_is_survived(pipes, valkey):
 async def test_a_store_that_still_reads_its_file_is_waited_for(pipes, valkey, redis):
     fill = "for at = 1, 300000 do redis.call('SET', 'k' .. at, 'v') end"
     await redis.eval(fill, 0)
-    pipe = pipes(valkey.url, opening=(b"PING",))
+    pipe = pipes(valkey.url, opening=[(b"PING",)])
     await echo(pipe, "there")
     os.kill(valkey.pid, signal.SIGKILL)
     async with asyncio.timeout(LONG):

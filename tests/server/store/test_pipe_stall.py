@@ -5,6 +5,7 @@ import asyncio
 import hiredis
 import pytest
 
+from recurra.server.store.address import primary
 from recurra.server.store.pipe import Pipe
 from recurra.wire.errors import StoreUnavailable
 
@@ -59,7 +60,7 @@ async def wire(valkey, tmp_path):
 
 @pytest.fixture
 async def pipe(wire, tmp_path):
-    made = Pipe(f"unix://{tmp_path}/slow.sock", timeout_seconds=TIMEOUT)
+    made = Pipe(primary(f"unix://{tmp_path}/slow.sock", TIMEOUT).pool, timeout_seconds=TIMEOUT)
     yield made
     await made.close()
 

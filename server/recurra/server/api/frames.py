@@ -162,7 +162,7 @@ class FrameStream:
             block.landed = landed
 
     def _blocks(self, engine: Engine, frame: inference_pb2.Frame, rows: int) -> list[tuple[Block, Rows]]:
-        checkpointed = operations.checkpointed(frame.options, engine.model.config.durability)
+        level = operations.durability(frame.options, engine.model)
         arrays, timesteps = inputs.chunk(engine.model.signature, frame.inputs, rows)
         options = frame.options
         sequences = options.return_sequences if options.HasField("return_sequences") else True
@@ -180,7 +180,8 @@ class FrameStream:
                 timesteps=count,
                 salt=operations.options_salt(Kind.PREDICT, count, options.return_states, sequences),
                 commit=options.commit if options.HasField("commit") else True,
-                checkpointed=checkpointed,
+                checkpointed=level == "checkpointed",
+                replicated=level == "replicated",
                 return_states=options.return_states,
                 return_sequences=sequences,
                 create=operations.create(frame.create),

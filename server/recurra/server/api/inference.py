@@ -32,7 +32,8 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.PredictResponse:
         engine = self._served.engine(request.model)
         model, options, name = engine.model, request.options, request.session
-        if operations.checkpointed(options, "committed"):
+        level = operations.durability(options, model)
+        if options.durability == inference_pb2.DURABILITY_CHECKPOINTED:
             raise InvalidArgument("a call is committed before it is answered: checkpointed is for frames on a stream")
         arrays, timesteps = inputs.chunk(model.signature, request.inputs, None)
         steps = _steps(model, request.mask, timesteps) if request.mask else None
@@ -56,6 +57,7 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
             commit=bool(slot) and (options.commit if options.HasField("commit") else True),
             return_states=options.return_states,
             return_sequences=sequences,
+            durability=level,
         )
         await operations.done(engine, block)
         if steps is not None and sequences:

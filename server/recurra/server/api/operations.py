@@ -36,6 +36,7 @@ _DURABILITIES: Final = {
     inference_pb2.DURABILITY_UNSPECIFIED: "",
     inference_pb2.DURABILITY_COMMITTED: "committed",
     inference_pb2.DURABILITY_CHECKPOINTED: "checkpointed",
+    inference_pb2.DURABILITY_REPLICATED: "replicated",
 }
 _LEAST_TTL_SECONDS, _LONGEST_TTL_SECONDS = 1e-3, 10 * 365 * 86_400
 
@@ -90,12 +91,12 @@ def options_salt(kind: Kind, timesteps: int, return_states: bool, return_sequenc
     return salt(kind, timesteps, return_states, return_sequences)
 
 
-def checkpointed(options: inference_pb2.PredictOptions, default: str) -> bool:
-    """Whether a frame may be answered before the store has it; `default`: the model's durability."""
+def durability(options: inference_pb2.PredictOptions, model: Model) -> str:
+    """When an operation is to be answered: as it says, or as the model does. Raises InvalidArgument."""
     level = _DURABILITIES.get(options.durability)
     if level is None:
         raise InvalidArgument(f"durability {options.durability} is unknown to this server")
-    return (level or default) == "checkpointed"
+    return level or model.config.durability
 
 
 def block(
@@ -110,9 +111,10 @@ def block(
     timesteps: int = 0,
     return_states: bool = False,
     return_sequences: bool = True,
+    durability: str = "",
     **more: Any,
 ) -> Block:
-    """A block of one operation; `more` goes into it as it is. Raises InvalidArgument."""
+    """A block of one operation; `durability` as the model's if empty, `more` as it is. Raises InvalidArgument."""
     given = given or {}
     salted = options_salt(kind, timesteps, return_states, return_sequences)
     if given:
@@ -127,6 +129,7 @@ def block(
         afters=column(operation.after or _NO_ID, 1, "after"),
         given=given,
         start=list(start),
+        replicated=(durability or engine.model.config.durability) == "replicated",
         timesteps=timesteps,
         return_states=return_states,
         return_sequences=return_sequences,

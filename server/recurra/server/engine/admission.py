@@ -11,17 +11,18 @@ from recurra.models import Model
 from recurra.server.engine import reply
 from recurra.server.engine.batch import Batch
 from recurra.server.engine.checkpoints import Checkpoints
+from recurra.server.engine.commits import Commits
 from recurra.server.engine.digest import digests
 from recurra.server.engine.judge import continues, judge
 from recurra.server.engine.loader import Loader
-from recurra.server.engine.operation import Block, Kind
+from recurra.server.engine.operation import Block, Kind, Rows
 from recurra.server.engine.ownership import Ownership
 from recurra.server.engine.pending import Pending
 from recurra.server.engine.scheduler import Part
 from recurra.server.engine.seams import Clock
 from recurra.server.engine.slots import Slots
 from recurra.server.store import record
-from recurra.wire.errors import AlreadyApplied
+from recurra.wire.errors import AlreadyApplied, NotReplicated, RecurraError
 
 Array = NDArray[Any]
 
@@ -38,12 +39,14 @@ class Admission:
         pending: Pending,
         ownership: Ownership,
         loader: Loader,
+        commits: Commits,
         checkpoints: Checkpoints,
     ) -> None:
         self._slots, self._pending, self._clock = slots, pending, clock
         self._signature, self._reply_tag = model.signature, reply.tag(model.signature)
         self._layout = np.frombuffer(model.layout, "<u8")
-        self._ownership, self._loader, self._checkpoints = ownership, loader, checkpoints
+        self._ownership, self._loader = ownership, loader
+        self._commits, self._checkpoints = commits, checkpoints
 
     def admit(self, parts: list[Part]) -> Batch | None:
         """The batch of what may be run; None if nothing may."""
@@ -83,21 +86,34 @@ class Admission:
                 "the operation was applied before, and its reply is not kept: it was too large, or of another version",
                 position=str(head["position"]),
             )
-        if error is not None:
+        applied = error is None or isinstance(error, AlreadyApplied)
+        if applied and block.replicated:
+            self._confirm(block, rows, kept, error, owned=owned)
+        elif error is not None:
             self._pending.refuse(Part(block, rows), error)
+        else:
+            block.duplicates.add(row)
+            self._pending.answer_rows(block, rows, *self._kept(block, kept), head[None])
+
+    def _confirm(self, block: Block, rows: Rows, kept: bytes, error: RecurraError | None, *, owned: bool) -> None:
+        """Answer a duplicate once the store's replicas have it."""
+        if owned:
+            self._checkpoints.leave(block.slots[rows])
+            later = NotReplicated("the operation is not in the store yet: it is being written", retry_after=0.05)
+            self._pending.refuse(Part(block, rows), later)
             return
-        self._repeat(block, row, head, kept)
+        block.duplicates.update(rows.tolist())
+        outputs, states = self._kept(block, kept) if error is None else ([], [])
+        self._commits.confirm(Batch([Part(block, rows)]), outputs, states, error)
 
     def _ask(self, block: Block, row: int) -> None:
         """Have the session read again, and this operation decided anew."""
         self._slots.give_up(block.slots[row : row + 1])
         self._pending.redo(block, np.array([row]))
 
-    def _repeat(self, block: Block, row: int, head: Array, kept: bytes) -> None:
-        """Answer a duplicate with the reply that was kept."""
+    def _kept(self, block: Block, kept: bytes) -> tuple[list[Array], list[Array]]:
+        """The outputs and the states, (1, ...), of a reply that was kept."""
         outputs = [spec.dtype for spec in self._signature.outputs if block.kind is Kind.PREDICT]
         states = [spec.dtype for spec in self._signature.states if block.return_states]
         tensors = reply.unpack(kept, outputs + states)
-        block.duplicates.add(row)
-        told = tensors[: len(outputs)], tensors[len(outputs) :]
-        self._pending.answer_rows(block, np.array([row]), *told, head[None])
+        return tensors[: len(outputs)], tensors[len(outputs) :]

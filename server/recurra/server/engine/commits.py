@@ -42,6 +42,7 @@ class Flight:
         answer: the store's; None for what only waits behind others.
         batch: the operations that wait for it; None at a checkpoint.
         outputs, states: (N, ...), what their clients get.
+        refusal: what they get instead, of an operation that was applied before.
     """
 
     slots: Array
@@ -54,6 +55,7 @@ class Flight:
     batch: Batch | None = None
     outputs: list[Array] = field(default_factory=list)
     states: list[Array] = field(default_factory=list)
+    refusal: RecurraError | None = None
     landed: bool = False
 
     @property
@@ -151,7 +153,9 @@ class Commits:
         records = record.pack(new, self._slots.names[slots], state, kept)
         self._slots.stands(slots, new, sent=True)
         self._slots.owned[slots] &= mine
-        answer = self._store.commit(self._slots.keys[slots], expected, records, ttl_ms)
+        batch = more.get("batch")
+        replicated = batch is not None and batch.head.replicated
+        answer = self._store.commit(self._slots.keys[slots], expected, records, ttl_ms, replicated=replicated)
         return self._fly(slots=slots, expected=expected, headers=new, answer=answer, mine=mine, **more)
 
     def hold(self, batch: Batch, outputs: list[Array], states: list[Array], rebased: Array) -> None:
@@ -162,6 +166,16 @@ class Commits:
         headers["flags"] = 0
         columns = {"slots": batch.slots, "epochs": batch.epochs, "expected": there, "headers": headers}
         self._fly(answer=None, batch=batch, outputs=outputs, states=states, **columns)
+
+    def confirm(self, batch: Batch, outputs: list[Array], states: list[Array], refusal: RecurraError | None) -> None:
+        """Answer a duplicate once the store's replicas have what it found: it is written again, with nothing new."""
+        slots = batch.slots
+        there = self._slots.heads(slots)
+        nowhere = record.headers(np.full_like(record.words(there), np.iinfo(np.uint64).max))
+        heads = there.view(np.uint8).reshape(len(slots), -1)
+        answer = self._store.commit(self._slots.keys[slots], nowhere, heads, batch.ttl_ms, replicated=True)
+        told = {"batch": batch, "outputs": outputs, "states": states, "refusal": refusal}
+        self._fly(slots=slots, epochs=self._slots.epoch[slots], expected=there, headers=there, answer=answer, **told)
 
     async def landed(self, flight: Flight | None = None) -> None:
         """Wait until `flight` has landed; None: all that is in flight now."""
@@ -231,6 +245,9 @@ class Commits:
         for place, block, row in flight.batch.each() if flight.batch else ():
             answer, rows = replies[place], np.array([row])
             if applied[place] and (current[place] or flight.commits):  # the store has decided
+                if flight.refusal is not None:
+                    self._pending.refuse(Part(block, rows), flight.refusal)
+                    continue
                 mine = slice(place, place + 1)
                 told = [o[mine] for o in flight.outputs], [s[mine] for s in flight.states]
                 self._pending.answer_rows(block, rows, *told, flight.headers[mine])

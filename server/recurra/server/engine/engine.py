@@ -70,7 +70,14 @@ class Engine:
         self._checkpoints = checkpoints = Checkpoints(slots, runner, self._commits, clock, ownership)
         self._loader = Loader(slots, runner, store)
         self._admission = Admission(
-            model, slots, clock, pending=pending, ownership=ownership, loader=self._loader, checkpoints=checkpoints
+            model,
+            slots,
+            clock,
+            pending=pending,
+            ownership=ownership,
+            loader=self._loader,
+            commits=self._commits,
+            checkpoints=checkpoints,
         )
         self._outbox = Outbox(
             slots, runner, clock, pending=pending, commits=self._commits, checkpoints=checkpoints, metrics=metrics

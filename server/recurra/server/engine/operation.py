@@ -49,6 +49,7 @@ class Block:
         salt: digest of all that is not in `inputs`.
         commit: whether the session changes.
         checkpointed: whether it may be answered before the store has it.
+        replicated: whether it is answered only once the store's replicas have it.
         told_expire_ms: the expiry that the client was last told, 0 for none.
         key: blocks of one key can be run in one batch.
         deadline, sequence: monotonic seconds; order of arrival, given by the engine.
@@ -71,6 +72,7 @@ class Block:
     salt: int = 0
     commit: bool = True
     checkpointed: bool = False
+    replicated: bool = False
     return_states: bool = False
     return_sequences: bool = True
     create: Create = Create.IF_MISSING
@@ -108,8 +110,9 @@ class Block:
 
     def key_for(self, timesteps: int, shapes: Iterable[tuple[int, ...]]) -> Hashable:
         """The key, were its chunk of so many timesteps, and its inputs of these shapes."""
-        flags = self.commit, self.checkpointed, self.stateless, self.whole, self.return_sequences, self.return_states
-        return self.kind, flags, timesteps, tuple(shapes)
+        durability = self.commit, self.checkpointed, self.replicated
+        flags = self.stateless, self.whole, self.return_sequences, self.return_states
+        return self.kind, durability, flags, timesteps, tuple(shapes)
 
     def answer(
         self,

@@ -91,6 +91,7 @@ class Pending:
     def redo(self, block: Block, rows: Rows) -> None:
         """Decide these rows anew, from what the store says."""
         block.tries[rows] += 1
+        block.duplicates.difference_update(rows.tolist())
         tired = block.tries[rows] > _MAX_TRIES
         if tired.any():
             error = Contended("others kept writing the session; safe to retry", retry_after=0.05)

@@ -27,7 +27,7 @@ class Store(Protocol):
     """Records by key; see store.sessions.RedisStore for shapes, replies and errors."""
 
     def commit(
-        self, keys: Array, expected: Array, records: Array, ttl_ms: Array
+        self, keys: Array, expected: Array, records: Array, ttl_ms: Array, *, replicated: bool = False
     ) -> Awaitable[list[int | bytes | RecurraError]]:
         """Sent, in order with other commits and reads, before this returns."""
 

@@ -22,6 +22,7 @@ FORMAT: Final = 0x01524352  # "RCR", format 1
 LIVE, CLOSED = 1, 2
 CREATED, REPLY_DROPPED = 1, 2  # flags: the last operation created the session; its reply was too large to keep
 NAME_BYTES: Final = 256
+TAG_BYTES: Final = 34  # what a key ends in: its hash tag, braces and all
 RECENT: Final = 4  # ids of earlier operations that a record remembers
 
 HEADER: Final = np.dtype(

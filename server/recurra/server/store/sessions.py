@@ -1,38 +1,46 @@
-"""The store of sessions: commits, reads and scans of records, in Redis or Valkey."""
+"""The store of sessions: commits, reads and scans of records, in Redis or Valkey, whatever their topology."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Generator
-from itertools import chain
-from typing import Any, Final
+from typing import Any
 
 from hiredis import ReplyError
 from numpy.typing import NDArray
 
-from recurra.server.store.commit import APPLIED, SCRIPT, Command, commands, reads
-from recurra.server.store.pipe import Pipe
-from recurra.server.store.record import HEADER, NAME_BYTES
+from recurra.server.store import address
+from recurra.server.store.cluster import Cluster
+from recurra.server.store.commit import APPLIED
+from recurra.server.store.primary import Primary
 from recurra.wire.errors import DataLoss, RecurraError, StoreFull, StoreUnavailable
 
 Array = NDArray[Any]
 CommitReply = int | bytes | RecurraError
 Observe = Callable[[str, float], None]
 
-_MENDS: Final = 3  # the script may be lost again before it is used
-_LOAD_SCRIPT: Final = (b"SCRIPT", b"LOAD", SCRIPT)
-
 
 class RedisStore:
-    """Records by key. One ordered pipe, so a read sees every commit that was sent before it."""
+    """Records by key. A read sees every commit that was sent before it."""
 
-    def __init__(self, url: str, *, timeout_seconds: float, observe: Observe) -> None:
-        """`url`: redis://, rediss:// or unix://, with user and password if any. `observe`: told command, seconds."""
+    def __init__(self, url: str, *, timeout_seconds: float, observe: Observe, replicas: int = 1) -> None:
+        """Connect, once there is something to send.
+
+        Args:
+            url: redis://, rediss:// or unix://; redis+sentinel:// or redis+cluster:// (or rediss+) with several hosts.
+            observe: told of each command and how many seconds it took.
+            replicas: of the store, that must have what is committed as replicated.
+        """
         self._observe = observe
-        self._pipe = Pipe(url, timeout_seconds=timeout_seconds, opening=_LOAD_SCRIPT)
+        self._records: Primary | Cluster
+        if address.is_cluster(url):
+            nodes = address.nodes(url, timeout_seconds)
+            self._records = Cluster(nodes, timeout_seconds=timeout_seconds, replicas=replicas)
+        else:
+            way = address.primary(url, timeout_seconds)
+            self._records = Primary(way, timeout_seconds=timeout_seconds, replicas=replicas)
 
-    def commit(self, keys: Array, expected: Array, records: Array, ttl_ms: Array) -> Sent:
+    def commit(self, keys: Array, expected: Array, records: Array, ttl_ms: Array, *, replicated: bool = False) -> Sent:
         """Send each record to the place of the one with the expected header. One round trip.
 
         Args:
@@ -40,6 +48,7 @@ class RedisStore:
             expected: (N,) HEADER, what must be there; zeros: nothing.
             records: (N, R) uint8.
             ttl_ms: (N,) int64.
+            replicated: answer once the store's replicas have it.
 
         Returns:
             to be awaited. For each session APPLIED, DUPLICATE (it was there already) or MISSING, the header that is
@@ -48,14 +57,12 @@ class RedisStore:
         Raises:
             StoreUnavailable: no answer in time; unknown which were applied.
         """
-        packed = commands(keys, expected, records, ttl_ms)
-        return Sent(self._pipe, packed, [self._pipe.send(command.wire.data, 1) for command in packed], self._observe)
+        return Sent(self._records.commit(keys, expected, records, ttl_ms, replicated=replicated), self._observe)
 
     async def read(self, keys: Array) -> list[bytes | RecurraError | None]:
         """The records at `keys`, (N, K) uint8; None where nothing is. Raises StoreUnavailable."""
-        wire = reads(keys)
         began = time.perf_counter()
-        replies = await self._pipe.send(wire.data.cast("B"), len(wire))
+        replies = await self._records.read(keys)
         self._observe("read", time.perf_counter() - began)
         return [_told(reply) for reply in replies]
 
@@ -64,55 +71,33 @@ class RedisStore:
 
         0 begins and ends. Raises StoreUnavailable.
         """
-        [found] = await self._pipe.command("SCAN", cursor, "MATCH", prefix + b"*", "COUNT", count)
-        if isinstance(found, ReplyError):
-            raise _told(found)
-        following, keys = found
-        if not keys:
-            return int(following), []
-        reads = [self._pipe.command("GETRANGE", key, 0, HEADER.itemsize + NAME_BYTES - 1) for key in keys]
-        heads = [(await reply)[0] for reply in reads]
-        return int(following), [(key, head) for key, head in zip(keys, heads, strict=True) if isinstance(head, bytes)]
+        try:
+            return await self._records.scan(prefix, cursor, count)
+        except ReplyError as error:
+            raise _told(error) from None
 
     async def ping(self) -> None:
         """Raise StoreUnavailable unless the store answers."""
-        [reply] = await self._pipe.command("PING")
-        if isinstance(reply, ReplyError):
-            raise _told(reply)
+        try:
+            await self._records.ping()
+        except ReplyError as error:
+            raise _told(error) from None
 
     async def close(self) -> None:
-        await self._pipe.close()
+        await self._records.close()
 
 
 class Sent:
     """A commit on its way. Awaited, it gives the replies; see RedisStore.commit."""
 
-    def __init__(
-        self, pipe: Pipe, packed: list[Command], answers: list[asyncio.Future[list[Any]]], observe: Observe
-    ) -> None:
-        self._pipe, self._packed, self._answers, self._observe = pipe, packed, answers, observe
+    def __init__(self, outcomes: Any, observe: Observe) -> None:
+        self._outcomes, self._observe = outcomes, observe
         self._began = time.perf_counter()
 
     def __await__(self) -> Generator[Any, None, list[CommitReply]]:
-        return self._replies().__await__()
-
-    async def _replies(self) -> list[CommitReply]:
-        parts = [await self._mended(*each) for each in zip(self._packed, self._answers, strict=True)]
+        replies: list[CommitReply] = yield from self._outcomes.__await__()
         self._observe("commit", time.perf_counter() - self._began)
-        replies = parts[0] if len(parts) == 1 else list(chain.from_iterable(parts))
         return replies if replies.count(APPLIED) == len(replies) else [_told(reply) for reply in replies]
-
-    async def _mended(self, command: Command, sent: asyncio.Future[list[Any]]) -> list[Any]:
-        """A command's replies; it is sent again if the store had lost the script (SCRIPT FLUSH, a new primary)."""
-        answer = await sent
-        for _ in range(_MENDS):
-            if not (isinstance(answer[0], ReplyError) and "NOSCRIPT" in str(answer[0])):
-                break
-            loading = self._pipe.command(*_LOAD_SCRIPT)
-            answer = await self._pipe.send(command.wire.data, 1)
-            await loading
-        replies: list[Any] = answer * command.rows if isinstance(answer[0], ReplyError) else answer[0]
-        return replies
 
 
 def _told(reply: Any) -> Any:
