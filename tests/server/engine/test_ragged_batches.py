@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from recurra import models
+from recurra.server.engine.runner import HostStates
 from recurra.wire.errors import Diverged
 from tests.server.engine.world import new_id, world
 from tests.service import zoo
@@ -88,7 +89,7 @@ async def test_a_what_if_among_them_changes_nothing(a):
 
 async def test_of_a_padded_batch_the_bad_row_fails_alone(a):
     a.runner.spoil = lambda inputs, step: (
-        step.states[0][..., 1, :].fill(np.nan) if inputs[0].shape[:2] == (3, 8) else None,
+        step.states.arrays[0][..., 1, :].fill(np.nan) if inputs[0].shape[:2] == (3, 8) else None,
         step,
     )[1]
     for name in ("a", "b", "c"):
@@ -106,10 +107,10 @@ async def test_of_a_padded_batch_the_bad_row_fails_alone(a):
     assert (await a.stands("b"))[1] == 1
 
 
-async def test_what_was_sent_of_a_padded_batch_is_not_run_again_when_another_length_fails(a):
+async def test_what_was_sent_of_a_padded_batch_is_not_run_again_when_another_length_fails(a, monkeypatch):
     for name in ("five", "eight"):
         await a.predict(name, LSTM.draw(0, 1)).answer()
-    to_bytes, asked = a.runner.to_bytes, []
+    to_bytes, asked = HostStates.to_bytes, []
 
     def short_of_memory(states):
         asked.append(len(states))
@@ -121,7 +122,7 @@ async def test_what_was_sent_of_a_padded_batch_is_not_run_again_when_another_len
     first = a.predict("first", LSTM.draw(0, 1))
     await gate.here()
     calls = [a.predict("five", LSTM.draw(0, 5)), a.predict("eight", LSTM.draw(1, 8))]
-    a.runner.to_bytes = short_of_memory
+    monkeypatch.setattr(HostStates, "to_bytes", short_of_memory)
     gate.open()
     await first.answer()
     for at, (call, size) in enumerate(zip(calls, (5, 8), strict=True)):

@@ -125,19 +125,16 @@ class GatedRunner:
         self.runs: list[tuple[int, int]] = []
         self.spoil: Callable[[Sequence[Array], Step], Step] = lambda _, step: step
         self._runner = runner
-        self.gather, self.scatter = runner.gather, runner.scatter
-        self.to_bytes, self.from_bytes = runner.to_bytes, runner.from_bytes
+        self.gather, self.scatter, self.from_bytes = runner.gather, runner.scatter, runner.from_bytes
         self.start = runner.start
 
     def run(self, *arguments: Any, **more: Any) -> asyncio.Task[Step]:
         return asyncio.create_task(self._run(*arguments, **more))
 
-    async def _run(
-        self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None, *, alone: bool = False
-    ) -> Step:
+    async def _run(self, inputs: Sequence[Array], *arguments: Any, **more: Any) -> Step:
         self.runs.append((inputs[0].shape[0], inputs[0].shape[1]))
         await self.gates.pass_("run")
-        return self.spoil(inputs, await self._runner.run(inputs, states, lengths, alone=alone))
+        return self.spoil(inputs, await self._runner.run(inputs, *arguments, **more))
 
 
 class Clock:
