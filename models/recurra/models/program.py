@@ -15,27 +15,17 @@ class Program:
     """A graph on a provider, with the layout of its tensors. Any one thread may run it.
 
     Attributes:
-        providers: ONNX Runtime's, in order of preference.
-        nodes: how many of the graph's nodes each provider got.
-        threads: that one run uses.
+        session: of the graph.
         layout: of the graph's tensors.
 
     """
 
     def __init__(self, model: bytes | Session, layout: Layout, provider: str = "auto") -> None:
-        """`provider` is "cpu", "cuda" or "auto". Raises ModelRefused if the runtime refuses graph or provider."""
-        self._session = model if isinstance(model, Session) else Session(model, provider)
+        """`provider` is one of PROVIDERS. Raises ModelRefused if the runtime refuses graph or provider."""
+        self.session = model if isinstance(model, Session) else Session(model, provider)
         self.layout = layout
         outputs = [port.spec.name for port in layout.outputs]
         self._fetch = outputs + [port.output for port in layout.states]
-        self.providers = self._session.providers
-        self.nodes = self._session.nodes
-        self.threads = self._session.threads
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the GPU is preferred."""
-        return self._session.on_gpu
 
     def run(
         self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None
@@ -94,13 +84,13 @@ class Program:
 
     def raw(self, outputs: Sequence[str], fed: Mapping[str, Array]) -> list[Array]:
         """Outputs of one call of the graph by name, as the graph lays them out."""
-        return self._session.run(outputs, fed)
+        return self.session.run(outputs, fed)
 
     def _call(
         self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None
     ) -> tuple[list[Array], list[Array]]:
         fed, contexts = self.feed(inputs, states, lengths)
-        results = self._session.run(self._fetch, fed)
+        results = self.session.run(self._fetch, fed)
         count = len(self.layout.outputs)
         outputs = [port.from_graph(array) for port, array in zip(self.layout.outputs, results[:count], strict=True)]
         news = [

@@ -47,6 +47,10 @@ class Ended(Exception):
     """It was told to stop before it was ready."""
 
 
+class ProviderUnavailable(RuntimeError):
+    """What is to run the models does not work on this machine."""
+
+
 class SystemClock:
     """Real time."""
 
@@ -88,6 +92,7 @@ async def running(
 
     `refused`: models that are known to be no good, and why.
     """
+    await chosen(settings)
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         if settings.metrics:
@@ -119,6 +124,16 @@ async def running(
         address = f"{settings.listen.rpartition(':')[0]}:{port}"
         _log.info("server.ready", address=address, models=len(served.engines), refused=len(served.refused))
         yield address
+
+
+async def chosen(settings: Settings) -> models.Choice:
+    """The provider for models that do not name one. Raises ProviderUnavailable where it does not work here."""
+    try:
+        choice = await asyncio.to_thread(models.choose, settings.provider)
+    except models.ModelRefused as error:
+        raise ProviderUnavailable(f"--provider {settings.provider}: {error}") from None
+    _log.info("provider.chosen", asked=settings.provider, chosen=choice.provider, reason=choice.reason)
+    return choice
 
 
 async def opened(settings: Settings, stack: AsyncExitStack, ending: asyncio.Future[None], *, tied: bool = False) -> str:
@@ -167,7 +182,8 @@ async def _load(
         began = time.monotonic()
         try:
             await attempt(folder, settings, ending)
-            model = await asyncio.to_thread(models.load, folder, provider=settings.provider, threads=settings.threads)
+            provider = models.wanted(folder, settings.provider)
+            model = await asyncio.to_thread(models.load, folder, provider=provider, threads=settings.threads)
         except models.ModelRefused as error:
             if ending.done():
                 break
@@ -180,7 +196,17 @@ async def _load(
         )
         limits = Limits(queue=settings.queue_limit, slots=slots, checkpoint_seconds=settings.checkpoint_seconds)
         served.engines[name] = Engine(model, runner, store, SystemClock(), metrics.for_model(name), limits=limits)
-        _log.info("model.loaded", model=name, version=model.version, seconds=round(time.monotonic() - began, 3))
+        _log.info(
+            "model.loaded",
+            model=name,
+            version=model.version,
+            provider=model.providers[0],
+            seconds=round(time.monotonic() - began, 3),
+        )
+        for stray in model.strays:
+            if not stray.sizes:
+                _log.warning("node.strayed", model=name, op=stray.op, node=stray.name, reason=stray.reason)
+        metrics.set_nodes(name, model.nodes, sum(not stray.sizes for stray in model.strays))
         if ending.done():
             break
     return served
