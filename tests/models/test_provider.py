@@ -29,9 +29,7 @@ def test_the_cpu_is_chosen_where_it_is_asked_for():
 @pytest.mark.skipif(GPU, reason="there is a GPU")
 @pytest.mark.parametrize("asked", ["cuda", "tensorrt"])
 def test_a_listed_provider_that_runs_no_node_is_refused(asked: str):
-    with pytest.raises(
-        NoGpu, match=r"no GPU can be used \(.+\); install recurra\[server-gpu\].*, or use"
-    ):
+    with pytest.raises(NoGpu, match=r"no GPU can be used \(.+\); install recurra\[server-gpu\].*, or use"):
         choose(asked)
 
 
