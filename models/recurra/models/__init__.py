@@ -2,6 +2,7 @@
 
 from recurra.models.config import ModelConfig
 from recurra.models.placement import Stray
+from recurra.models.pool import Pool, PoolProgram
 from recurra.models.program import Program
 from recurra.models.provider import Choice, choose
 from recurra.models.refusal import ModelRefused
@@ -15,6 +16,8 @@ __all__ = [
     "Model",
     "ModelConfig",
     "ModelRefused",
+    "Pool",
+    "PoolProgram",
     "Program",
     "SelfTest",
     "Signature",

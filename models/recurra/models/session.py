@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
+import numpy as np
 import onnxruntime
 
 from recurra.models.provider import CPU, ERRORS, choose, options, stack
@@ -84,11 +85,63 @@ class Session:
         results: list[Array] = self._session.run(outputs, feed, _shrinking() if shrink else None)
         return results
 
+    def buffer(self, shape: Sequence[int], dtype: np.dtype[Any]) -> Any:
+        """Memory of the device that the graph runs on, of any content."""
+        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, dtype.newbyteorder("="), self._device, 0)
+
+    def bound(self) -> Bound:
+        """To run with inputs and outputs that are bound once."""
+        return Bound(self._session, self.buffer)
+
+    @property
+    def _device(self) -> str:
+        return "cuda" if self.on_gpu else "cpu"
+
     def _assignment(self) -> list[Assigned]:
         if not hasattr(self._session, "get_provider_graph_assignment_info"):
             return []
         parts = self._session.get_provider_graph_assignment_info()
         return [Assigned(part.ep_name, node.op_type, node.name) for part in parts for node in part.get_nodes()]
+
+
+class Bound:
+    """Inputs and outputs of runs, bound to memory that is used again by each."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, buffer: Callable[..., Any]) -> None:
+        """`buffer`: makes memory of a shape and a dtype on the device."""
+        self._session, self._buffer = session, buffer
+        self._io = session.io_binding()
+        self._fed: dict[str, Any] = {}
+        self._given: list[bool] = []  # by output: to the host
+
+    def take(self, name: str, buffer: Any) -> None:
+        """An input from a buffer."""
+        self._io.bind_ortvalue_input(name, buffer)
+
+    def give(self, name: str, buffer: Any = None) -> None:
+        """An output into a buffer; None: to the host."""
+        if buffer is None:
+            self._io.bind_output(name, "cpu")
+        else:
+            self._io.bind_ortvalue_output(name, buffer)
+        self._given.append(buffer is None)
+
+    def feed(self, name: str, array: Array) -> None:
+        """An input, to the device; of the same shape at every call."""
+        if name not in self._fed:
+            self._fed[name] = self._buffer(array.shape, array.dtype)
+            self.take(name, self._fed[name])
+        self._fed[name].update_inplace(np.ascontiguousarray(array))
+
+    def lend(self, name: str, array: Array) -> None:
+        """An input of this run, to where the graph wants it."""
+        self._io.bind_cpu_input(name, array)
+
+    def run(self) -> list[Array]:
+        """The outputs that go to the host: views that the next run overwrites."""
+        self._session.run_with_iobinding(self._io)
+        outputs = zip(self._io.get_outputs(), self._given, strict=True)
+        return [value.numpy() for value, to_host in outputs if to_host]
 
 
 @cache

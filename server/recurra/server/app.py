@@ -23,7 +23,9 @@ from recurra.server.api.models import Models
 from recurra.server.api.sessions import Sessions
 from recurra.server.engine.device import Device
 from recurra.server.engine.engine import Engine, Limits
+from recurra.server.engine.pool import PoolRunner
 from recurra.server.engine.runner import SlabRunner
+from recurra.server.engine.seams import Runner
 from recurra.server.served import Served
 from recurra.server.settings import EMBEDDED, Settings
 from recurra.server.store.embedded import EmbeddedStore
@@ -191,9 +193,7 @@ async def _load(
             _log.error("model.refused", model=name, error=error)
             continue
         slots = max(1, min(settings.slots, _SLAB_BYTES // max(1, model.signature.state_bytes)))
-        runner = SlabRunner(
-            model.signature, model.program, device, slots=slots + 1, ragged=model.ragged, start=model.start
-        )
+        runner = await asyncio.to_thread(_runner, model, device, settings.states, slots + 1)
         limits = Limits(queue=settings.queue_limit, slots=slots, checkpoint_seconds=settings.checkpoint_seconds)
         served.engines[name] = Engine(model, runner, store, SystemClock(), metrics.for_model(name), limits=limits)
         _log.info(
@@ -201,6 +201,8 @@ async def _load(
             model=name,
             version=model.version,
             provider=model.providers[0],
+            states="device" if isinstance(runner, PoolRunner) else "host",
+            slots=slots,
             seconds=round(time.monotonic() - began, 3),
         )
         for stray in model.strays:
@@ -210,6 +212,16 @@ async def _load(
         if ending.done():
             break
     return served
+
+
+def _runner(model: models.Model, device: Device, states: str, slots: int) -> Runner:
+    """With the states on the device where that is asked for and the graph allows it, else on the host."""
+    if states == "device" or (states == "auto" and model.program.session.on_gpu):
+        try:
+            return PoolRunner(model, device, slots=slots)
+        except models.ModelRefused as error:
+            _log.warning("states.on_host", model=model.name, reason=error)
+    return SlabRunner(model.signature, model.program, device, slots=slots, ragged=model.ragged, start=model.start)
 
 
 async def stop(tasks: list[asyncio.Task[None]]) -> None:

@@ -158,6 +158,12 @@ _RULES: Final = {
     "provider": _Rule(
         "auto", _choice("auto", "cuda", "tensorrt", "cpu"), "auto, cuda, tensorrt or cpu", "what runs the models"
     ),
+    "states": _Rule(
+        "auto",
+        _choice("auto", "host", "device"),
+        "auto, host or device",
+        "the memory that hot states are in; auto: the device's where that is a GPU",
+    ),
     "workers": _Rule(
         "1", _workers, "a whole number of processes, 1 to 1024, or auto: one a core", "processes that share the port"
     ),
@@ -209,6 +215,7 @@ class Settings:
     replicas: int
     data: Path
     provider: Literal["auto", "cuda", "tensorrt", "cpu"]
+    states: Literal["auto", "host", "device"]
     workers: int
     threads: int
     trial_seconds: float | None

@@ -25,8 +25,9 @@ from recurra.server.engine.device import Device
 from recurra.server.engine.digest import salt
 from recurra.server.engine.engine import Engine, Limits
 from recurra.server.engine.operation import Block, Kind
+from recurra.server.engine.pool import PoolRunner
 from recurra.server.engine.runner import SlabRunner
-from recurra.server.engine.seams import Step
+from recurra.server.engine.seams import Runner, Step
 from recurra.server.store import record
 from recurra.server.store.sessions import RedisStore
 from recurra.server.telemetry import Metrics
@@ -120,12 +121,12 @@ class GatedRunner:
         spoil: sees the inputs and what a run gave, and may change or refuse it.
     """
 
-    def __init__(self, runner: SlabRunner) -> None:
+    def __init__(self, runner: Runner) -> None:
         self.gates = Gates()
         self.runs: list[tuple[int, int]] = []
         self.spoil: Callable[[Sequence[Array], Step], Step] = lambda _, step: step
         self._runner = runner
-        self.gather, self.scatter, self.from_bytes = runner.gather, runner.scatter, runner.from_bytes
+        self.gather, self.scatter, self.load = runner.gather, runner.scatter, runner.load
         self.start = runner.start
 
     def run(self, *arguments: Any, **more: Any) -> asyncio.Task[Step]:
@@ -201,7 +202,7 @@ class Call:
 class Replica:
     """An engine with a pipe, slots and gates of its own."""
 
-    def __init__(self, model: Model, store: RedisStore, runner: SlabRunner, *, limits: Limits) -> None:
+    def __init__(self, model: Model, store: RedisStore, runner: Runner, *, limits: Limits) -> None:
         self.clock, self.limits = Clock(), limits
         self.gated, self.runner = GatedStore(store), GatedRunner(runner)
         self.store, self.run = self.gated.gates, self.runner.gates
@@ -308,8 +309,8 @@ class Wire:
 class World:
     """One store, and replicas of the engine on it."""
 
-    def __init__(self, url: str, model: Model, stack: AsyncExitStack) -> None:
-        self.url, self.model, self._stack = url, model, stack
+    def __init__(self, url: str, model: Model, stack: AsyncExitStack, states: str) -> None:
+        self.url, self.model, self._stack, self.states = url, model, stack, states
 
     async def replica(
         self,
@@ -320,8 +321,9 @@ class World:
         queue: int = 8192,
         max_batch: int = 0,
         checkpoint_seconds: float = 60.0,
+        states: str = "",
     ) -> Replica:
-        """One more replica; on a wire of the test's own where a `url` is given."""
+        """One more replica; on a wire of the test's own where a `url` is given. `states`: on the host or the device."""
         model = model or self.model
         if max_batch:
             model = replace(model, max_batch=max_batch)
@@ -329,9 +331,7 @@ class World:
         self._stack.push_async_callback(store.close)
         device = Device()
         self._stack.callback(device.close)
-        runner = SlabRunner(
-            model.signature, model.program, device, slots=slots + 1, ragged=model.ragged, start=model.start
-        )
+        runner = make_runner(model, device, slots + 1, states or self.states)
         limits = Limits(queue=queue, slots=slots, checkpoint_seconds=checkpoint_seconds)
         made = Replica(model, store, runner, limits=limits)
         self._stack.push_async_callback(made.stop)
@@ -349,10 +349,17 @@ class World:
             await client.flushall()
 
 
+def make_runner(model: Model, device: Device, slots: int, states: str) -> Runner:
+    """With its states on the "host" or on the "device"."""
+    if states == "device":
+        return PoolRunner(model, device, slots=slots)
+    return SlabRunner(model.signature, model.program, device, slots=slots, ragged=model.ragged, start=model.start)
+
+
 @asynccontextmanager
-async def world(url: str, model: Model) -> AsyncIterator[World]:
+async def world(url: str, model: Model, states: str = "host") -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
-        made = World(url, model, stack)
+        made = World(url, model, stack, states)
         await made.forget()
         yield made
 

@@ -69,7 +69,7 @@ class Loader:
             self._runner.scatter(fresh, self._runner.gather(np.zeros(len(fresh), np.intp)))
         if fits.any():
             rows = np.frombuffer(b"".join(compress(states, fits)), np.uint8).reshape(-1, self._state_bytes)
-            self._runner.scatter(slots[fits], self._runner.from_bytes(rows))
+            self._runner.load(slots[fits], rows)
 
     def _take(self, slot: int, answer: bytes | RecurraError | None, head: Array) -> bytes:
         """Note what the store answered in `head`, (1,) HEADER, and among the replies; the session's state."""

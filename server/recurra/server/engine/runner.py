@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from recurra.models import Program, Signature, Start, StateSpec
 from recurra.server.engine.device import Device
+from recurra.server.engine.rows import joined, tensors
 from recurra.server.engine.seams import Given, States, Step
 
 Array = NDArray[Any]
@@ -47,12 +48,7 @@ class HostStates:
         return [array.transpose(spec.rows_first) for array, spec in zip(self.arrays, self._specs, strict=True)]
 
     def to_bytes(self) -> NDArray[np.uint8]:
-        rows, at = np.empty((len(self), sum([spec.nbytes for spec in self._specs])), np.uint8), 0
-        for tensor, spec in zip(self.tensors(), self._specs, strict=True):
-            columns = rows[:, at : at + spec.nbytes].view(spec.dtype)
-            columns.reshape(tensor.shape)[...] = tensor
-            at += spec.nbytes
-        return rows
+        return joined(self._specs, self.tensors())
 
 
 class SlabRunner:
@@ -114,6 +110,11 @@ class SlabRunner:
             slab[(slice(None),) * spec.batch_axis + (self._last,)] = array
         self._written = True
 
+    def load(self, slots: Array, rows: NDArray[np.uint8]) -> None:
+        each = zip(tensors(self._specs, rows), self._specs, strict=True)
+        arrays = [np.moveaxis(np.ascontiguousarray(tensor), 0, spec.batch_axis) for tensor, spec in each]
+        self.scatter(slots, HostStates(self._specs, arrays))
+
     def run(
         self,
         inputs: Sequence[Array],
@@ -138,11 +139,3 @@ class SlabRunner:
         assert self._start is not None
         what = (id(self._start), *(array.shape for array in inputs))
         return self._device.run(what, self._start.run, inputs)
-
-    def from_bytes(self, rows: NDArray[np.uint8]) -> HostStates:
-        arrays, at = [], 0
-        for spec in self._specs:
-            flat = np.ascontiguousarray(rows[:, at : at + spec.nbytes]).view(spec.dtype)
-            arrays.append(np.moveaxis(flat.reshape(len(rows), *spec.shape), 0, spec.batch_axis))
-            at += spec.nbytes
-        return HostStates(self._specs, arrays)

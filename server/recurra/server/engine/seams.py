@@ -86,6 +86,9 @@ class Runner(Protocol):
     def scatter(self, slots: Array, states: States) -> None:
         """Make `states` current at `slots`; what was current there is gone."""
 
+    def load(self, slots: Array, rows: NDArray[np.uint8]) -> None:
+        """Make the states of (N, state_bytes), as records keep them, current at `slots`."""
+
     def run(
         self,
         inputs: Sequence[Array],
@@ -107,6 +110,3 @@ class Runner(Protocol):
 
     def start(self, inputs: Sequence[Array]) -> asyncio.Future[dict[int, Array]]:
         """Run the start graph on the device, as `run`; see recurra.models.start."""
-
-    def from_bytes(self, rows: NDArray[np.uint8]) -> States:
-        """The states of (N, state_bytes) uint8."""
