@@ -72,6 +72,7 @@ MALFORMED = {
     "replicas": ["0", "two"],
     "data": ["", "/etc/hostname"],
     "provider": ["", "gpu", "CUDA"],
+    "states": ["", "gpu"],
     "workers": ["", "0", "all", "1025"],
     "threads": ["0", "auto"],
     "trial_seconds": ["", "0", "never"],

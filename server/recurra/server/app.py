@@ -30,7 +30,7 @@ from recurra.server.served import Served
 from recurra.server.settings import EMBEDDED, Settings
 from recurra.server.store.embedded import EmbeddedStore
 from recurra.server.store.sessions import RedisStore
-from recurra.server.telemetry import Log, Metrics
+from recurra.server.telemetry import Log, Metrics, ModelMetrics
 from recurra.server.trials import attempt
 from recurra.v1 import inference_pb2, model_pb2, session_pb2
 from recurra.wire.errors import StoreUnavailable
@@ -193,9 +193,10 @@ async def _load(
             _log.error("model.refused", model=name, error=error)
             continue
         slots = max(1, min(settings.slots, _SLAB_BYTES // max(1, model.signature.state_bytes)))
-        runner = await asyncio.to_thread(_runner, model, device, settings.states, slots + 1)
+        mine = metrics.for_model(name)
+        runner = await asyncio.to_thread(_runner, model, device, settings.states, slots + 1, mine)
         limits = Limits(queue=settings.queue_limit, slots=slots, checkpoint_seconds=settings.checkpoint_seconds)
-        served.engines[name] = Engine(model, runner, store, SystemClock(), metrics.for_model(name), limits=limits)
+        served.engines[name] = Engine(model, runner, store, SystemClock(), mine, limits=limits)
         _log.info(
             "model.loaded",
             model=name,
@@ -214,11 +215,11 @@ async def _load(
     return served
 
 
-def _runner(model: models.Model, device: Device, states: str, slots: int) -> Runner:
+def _runner(model: models.Model, device: Device, states: str, slots: int, metrics: ModelMetrics) -> Runner:
     """With the states on the device where that is asked for and the graph allows it, else on the host."""
     if states == "device" or (states == "auto" and model.program.session.on_gpu):
         try:
-            return PoolRunner(model, device, slots=slots)
+            return PoolRunner(model, device, slots=slots, metrics=metrics)
         except models.ModelRefused as error:
             _log.warning("states.on_host", model=model.name, reason=error)
     return SlabRunner(model.signature, model.program, device, slots=slots, ragged=model.ragged, start=model.start)
