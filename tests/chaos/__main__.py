@@ -1,0 +1,50 @@
+"""`python -m tests.chaos`: kills, suspends, cuts and fills up real processes while hundreds of sessions step."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+from tests.chaos.run import run
+
+RESULTS: Final = Path(__file__).with_name("results.json")
+
+
+def main() -> int:
+    """Exit status 1 if anything was lost, doubled or wrong."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long faults are brought about, in each run")
+    parser.add_argument("--sessions", type=int, default=300)
+    parser.add_argument("--appendfsync", choices=("everysec", "always"), action="append", help="both, one after another")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    reports = []
+    for appendfsync in options.appendfsync or ("everysec", "always"):
+        with tempfile.TemporaryDirectory(prefix="recurra-chaos-", ignore_cleanup_errors=True) as folder, Console().status("building") as status:
+            report = asyncio.run(
+                run(
+                    Path(folder),
+                    appendfsync=appendfsync,
+                    seed=options.seed,
+                    seconds=options.seconds,
+                    sessions=options.sessions,
+                    show=lambda text, a=appendfsync: status.update(f"{a}: {text}"),
+                )
+            )
+        reports.append(report)
+    options.output.write_text(json.dumps([report.as_dict() for report in reports], indent=1) + "\n")
+    for report in reports:
+        sys.stdout.write(f"{report}\n")
+    return 0 if all(report.good for report in reports) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
