@@ -26,6 +26,7 @@ class Proxy:
     def __init__(self, to: str) -> None:
         self.to, self.address = to, ""
         self._links: set[_Link] = set()
+        self._carrying: set[asyncio.Task[None]] = set()
         self._flowing = asyncio.Event()
         self.heal()
 
@@ -41,8 +42,10 @@ class Proxy:
             self.address = f"{host}:{server.sockets[0].getsockname()[1]}"
         async with server:
             yield self
-            self.heal()
-            self.cut()
+        self.heal()
+        self.cut()
+        if self._carrying:
+            await asyncio.wait(self._carrying)
 
     def hold(self) -> None:
         """Let nothing pass, and keep it."""
@@ -89,8 +92,11 @@ class Proxy:
         except OSError:
             writer.transport.abort()
             return
-        link = _Link(writer, to_there)
+        link, task = _Link(writer, to_there), asyncio.current_task()
+        assert task is not None
         self._links.add(link)
+        self._carrying.add(task)
+        task.add_done_callback(self._carrying.discard)
         try:
             await asyncio.gather(self._carry(link, reader, to_there), self._carry(link, there, writer, reply=True))
         finally:

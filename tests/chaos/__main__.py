@@ -23,12 +23,17 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long faults are brought about, in each run")
     parser.add_argument("--sessions", type=int, default=300)
-    parser.add_argument("--appendfsync", choices=("everysec", "always"), action="append", help="both, one after another")
+    parser.add_argument(
+        "--appendfsync", choices=("everysec", "always"), action="append", help="both, one after another"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     reports = []
     for appendfsync in options.appendfsync or ("everysec", "always"):
-        with tempfile.TemporaryDirectory(prefix="recurra-chaos-", ignore_cleanup_errors=True) as folder, Console().status("building") as status:
+        with (
+            tempfile.TemporaryDirectory(prefix="recurra-chaos-", ignore_cleanup_errors=True) as folder,
+            Console().status("building") as status,
+        ):
             report = asyncio.run(
                 run(
                     Path(folder),

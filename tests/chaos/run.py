@@ -77,14 +77,15 @@ async def run(folder: Path, *, appendfsync: str, seed: int, seconds: float, sess
         faults = Faults(stage, load, seed)
         async with load.running():
             await load.all_step(_RECOVERY_SECONDS)
-            await stage.in_step(sessions)
             until = loop.time() + seconds
             while loop.time() < until:
                 kinds = faults.draw()
                 names = " and ".join(kind.name for kind in kinds)
                 show(f"{max(0, until - loop.time()):.0f} s to go, {load.operations:,} operations; {names}")
-                await asyncio.gather(*(kind.befall() for kind in kinds))
-                befallen.update(kind.name for kind in kinds)
+                came = await asyncio.gather(*(kind.befall() for kind in kinds))
+                befallen.update(kind.name for kind, could in zip(kinds, came, strict=True) if could is not False)
+                if False in came and len(came) == 1:
+                    continue
                 over = loop.time()
                 await load.all_step(_RECOVERY_SECONDS)
                 recovery.append(loop.time() - over)

@@ -17,12 +17,11 @@ import redis
 from recurra.server.store import record
 from tests.models import graphs
 from tests.proxy import Proxy
-from tests.service.processes import ServerProcess
+from tests.service.processes import ServerProcess, eventually
 from tests.service.topologies import Node, free_ports
 from tests.service.zoo import MODELS
 
 REPLICAS = 3
-_LONG = 60.0
 _FLAGS = ("--checkpoint-seconds", "0.5", "--store-timeout-seconds", "2", "--drain-seconds", "5")
 
 
@@ -116,13 +115,10 @@ class Stage:
         host, port = self.links[self.primary].address.split(":")
         await self.ask(self.follower, "REPLICAOF", host, port)
 
-    async def in_step(self, sessions: int) -> None:
-        """Wait until the follower has all."""
-        async with asyncio.timeout(_LONG):
-            while (await asyncio.to_thread(lambda: self.follower.role))[-2:-1] != ["connected"] or (
-                await self.ask(self.follower, "DBSIZE")
-            ) < sessions:
-                await asyncio.sleep(0.02)
+    async def in_step(self, sessions: int) -> bool:
+        """Whether the follower has all."""
+        role, there = await self.ask(self.follower, "ROLE"), await self.ask(self.follower, "DBSIZE")
+        return bool(role and role[-2:-1] == ["connected"] and there == sessions)
 
     async def positions(self, node: Node, sessions: Iterable[str]) -> list[int]:
         """Where a store has the sessions."""
@@ -133,6 +129,11 @@ class Stage:
         grown = max(file.stat().st_size for file in node.folder.glob("appendonlydir/*.incr.aof"))
         limit = grown + room if room >= 0 else resource.RLIM_INFINITY
         resource.prlimit(node.process.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+    async def rewritten(self, node: Node) -> None:
+        """Have a node begin a new append-only file."""
+        await asyncio.to_thread(node.client.bgrewriteaof)
+        await asyncio.to_thread(eventually, lambda: not node.client.info("persistence")["aof_rewrite_in_progress"])
 
 
 def _positions(node: Node, sessions: list[str]) -> list[int]:
