@@ -7,10 +7,12 @@ import asyncio
 import json
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
+from rich.status import Status
 
 from tests.chaos.run import run
 
@@ -23,32 +25,23 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long faults are brought about, in each run")
     parser.add_argument("--sessions", type=int, default=300)
-    parser.add_argument(
-        "--appendfsync", choices=("everysec", "always"), action="append", help="both, one after another"
-    )
+    parser.add_argument("--appendfsync", choices=("everysec", "always"), help="one of them, instead of both")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     reports = []
-    for appendfsync in options.appendfsync or ("everysec", "always"):
-        with (
-            tempfile.TemporaryDirectory(prefix="recurra-chaos-", ignore_cleanup_errors=True) as folder,
-            Console().status("building") as status,
-        ):
-            report = asyncio.run(
-                run(
-                    Path(folder),
-                    appendfsync=appendfsync,
-                    seed=options.seed,
-                    seconds=options.seconds,
-                    sessions=options.sessions,
-                    show=lambda text, a=appendfsync: status.update(f"{a}: {text}"),
-                )
-            )
-        reports.append(report)
+    for appendfsync in [options.appendfsync] if options.appendfsync else ("everysec", "always"):
+        with tempfile.TemporaryDirectory(prefix="recurra-chaos-") as folder, Console().status("building") as status:
+            show = partial(_show, status, appendfsync)
+            asked = {"appendfsync": appendfsync, "seed": options.seed, "seconds": options.seconds}
+            reports.append(asyncio.run(run(Path(folder), **asked, sessions=options.sessions, show=show)))
     options.output.write_text(json.dumps([report.as_dict() for report in reports], indent=1) + "\n")
     for report in reports:
         sys.stdout.write(f"{report}\n")
     return 0 if all(report.good for report in reports) else 1
+
+
+def _show(status: Status, appendfsync: str, text: str) -> None:
+    status.update(f"{appendfsync}: {text}")
 
 
 if __name__ == "__main__":
