@@ -142,16 +142,16 @@ class GatedRunner:
 
 
 class Clock:
-    """The real time, and what a test puts on top."""
+    """The real time, and what a test puts on top; `stepped_seconds` only on the time of day."""
 
     def __init__(self) -> None:
-        self.ahead_seconds = 0.0
+        self.ahead_seconds, self.stepped_seconds = 0.0, 0.0
 
     def monotonic(self) -> float:
         return time.monotonic() + self.ahead_seconds
 
     def time(self) -> float:
-        return time.time() + self.ahead_seconds
+        return time.time() + self.ahead_seconds + self.stepped_seconds
 
 
 @dataclass
