@@ -1,4 +1,4 @@
-"""What was seen to fail in the field, each at its shortest: streams by the thousand, retries, kills, losses, NaN, size."""
+"""What was seen to fail in the field: streams by the thousand, retries, kills, losses, NaN, size; each in short."""
 
 from __future__ import annotations
 
