@@ -27,7 +27,7 @@ class Proxy:
         self.to, self.address = to, ""
         self._links: set[_Link] = set()
         self._carrying: set[asyncio.Task[None]] = set()
-        self._flowing = asyncio.Event()
+        self._flowing, self._held = asyncio.Event(), False
         self.heal()
 
     @asynccontextmanager
@@ -49,7 +49,13 @@ class Proxy:
 
     def hold(self) -> None:
         """Let nothing pass, and keep it."""
+        self._held = False
         self._flowing.clear()
+
+    @property
+    def held(self) -> bool:
+        """Whether anything has come that does not pass."""
+        return not self._flowing.is_set() and self._held
 
     def flow(self) -> None:
         self._flowing.set()
@@ -124,6 +130,7 @@ class Proxy:
             while True:
                 due, data = await travelling.get()
                 await asyncio.sleep(max(0.0, due - loop.time()))
+                self._held = True
                 await self._flowing.wait()
                 if not data:
                     break
