@@ -18,8 +18,8 @@ APPLIED, DUPLICATE, MISSING, UNSTAGED = 1, 2, 3, 4
 # KEYS: the records. ARGV, for each: the header it must have (zeros: it must not be there), the new record, and its time
 # to live in ms. Answers, for each: one of the codes above, the header that is there instead, or this one's error.
 # Headers are compared for equality only: Lua numbers are doubles, and the order of strings depends on the locale.
-# Something is written in any case, were it nothing: a replica refuses it, and a WAIT behind it waits for what the answer
-# rests on.
+# Something is written in any case, were it nothing: a replica refuses it, and a WAIT behind it waits for what the
+# answer rests on.
 SCRIPT: Final = f"""
 local size = {HEADER.itemsize}
 local nothing = string.rep('\\0', size)
