@@ -1,6 +1,7 @@
-# make demo | test | parity | lint | sdk-alone | bench | proto | setup | clean. Everything installs into .venv by itself.
+# make demo | test | chaos | parity | lint | sdk-alone | bench | proto | setup | clean. Everything installs into .venv by itself.
 PYTHON ?= python3
 PYTEST ?=
+CHAOS ?=
 VENV := .venv
 EXPORT := $(VENV)-export
 BIN := $(VENV)/bin
@@ -14,7 +15,7 @@ protoc = $(BIN)/python -m grpc_tools.protoc -I proto -I "$(packages)" $(1) $(PRO
 stubs = $(call protoc,--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 	--python_out="$(1)" --grpc_python_out="$(1)" --mypy_out=quiet:"$(1)" --mypy_grpc_out=quiet:"$(1)")
 
-.PHONY: setup export-setup parity demo test sdk-alone lint lint-python lint-proto proto bench clean
+.PHONY: setup export-setup parity demo test chaos sdk-alone lint lint-python lint-proto proto bench clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -32,6 +33,11 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest $(PYTEST)
+
+# Real processes that are killed, suspended, cut off and filled up for a minute or two, and every answer checked. What it
+# finds is in tests/chaos/results.json. CHAOS='--seed 7 --seconds 120'
+chaos: setup
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 # The frameworks have an environment of their own: they take 3 GB.
 export-setup: $(EXPORT)/.ready

@@ -26,6 +26,7 @@ class Node:
 
     def __init__(self, folder: Path, port: int, *lines: str, words: tuple[str, ...] = ()) -> None:
         folder.mkdir()
+        self.folder = folder
         self.port, self._file, self._words = port, folder / "valkey.conf", words
         self._file.write_text("\n".join([f"port {port}", f"dir {folder}", f"logfile {folder}/log", *lines]) + "\n")
         self.client = redis.Redis(port=port, retry=Retry(NoBackoff(), 0), socket_timeout=5, decode_responses=True)
@@ -33,7 +34,10 @@ class Node:
 
     def start(self) -> None:
         """With what it wrote into its folder when it lived before."""
-        self.process = subprocess.Popen([str(get_binary_path()), str(self._file), *self._words])
+        self.process = subprocess.Popen(
+            [str(get_binary_path()), str(self._file), *self._words],
+            restore_signals=False,  # a file that may not grow is then an error, as on a full disk, and no signal
+        )
         eventually(lambda: self.ask("PING") is not None)
 
     def ask(self, *words: object) -> Any:
