@@ -59,6 +59,8 @@ class ModelConfig:
         session_ttl: seconds after its last operation that a session is kept.
         max_batch: sessions in one run at most.
         durability: what an acknowledgement means.
+        provider: that runs it, one of PROVIDERS; None: the server's.
+        tf32: on a GPU, products may round their inputs to 10 bits.
         sha256, start_sha256: hex digests that model.onnx and start.onnx must have, None for any.
 
     """
@@ -69,6 +71,8 @@ class ModelConfig:
     session_ttl: int = DAY_SECONDS
     max_batch: int = 256
     durability: str = "committed"
+    provider: str | None = None
+    tf32: bool = False
     sha256: str | None = None
     start_sha256: str | None = None
 
@@ -96,6 +100,8 @@ def parse(text: str) -> ModelConfig:
         session_ttl=table.take("session_ttl", toml.positive, DAY_SECONDS),
         max_batch=table.take("max_batch", toml.positive, 256),
         durability=table.take("durability", toml.durability, "committed"),
+        provider=table.take("provider", toml.provider, None),
+        tf32=table.take("tf32", toml.flag, False),
         sha256=table.take("sha256", toml.digest, None),
         start_sha256=table.take("start_sha256", toml.digest, None),
     )

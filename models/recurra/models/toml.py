@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+from recurra.models.provider import PROVIDERS
 from recurra.models.refusal import ModelRefused
 
 T = TypeVar("T")
@@ -122,6 +123,20 @@ def durability(value: Any, _: str) -> str:
     if value not in DURABILITIES:
         raise ValueError(f"must be one of {', '.join(DURABILITIES)}")
     return str(value)
+
+
+def provider(value: Any, _: str) -> str:
+    """A provider that there is."""
+    if value not in PROVIDERS:
+        raise ValueError(f"must be one of {', '.join(PROVIDERS)}")
+    return str(value)
+
+
+def flag(value: Any, _: str) -> bool:
+    """Yes or no."""
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")  # noqa: TRY004
+    return value
 
 
 def digest(value: Any, _: str) -> str:

@@ -182,13 +182,13 @@ async def test_a_checkpoint_that_cannot_be_made_costs_its_sessions_a_replay_and_
     stepper, other = Stepper("s"), Stepper("t")
     for each in (stepper, other):
         await each.step(a, 3)
-    to_bytes = a.runner.to_bytes
+    gather = a.runner.gather
 
-    def short_of_memory(states):
-        a.runner.to_bytes = to_bytes
+    def short_of_memory(slots):
+        a.runner.gather = gather
         raise MemoryError
 
-    a.runner.to_bytes = short_of_memory
+    a.runner.gather = short_of_memory
     assert (await a.engine.look("s")).header["position"][0] == 2
     with pytest.raises(Behind):
         await a.predict("s", x(3), after=stepper.last, checkpointed=True).answer()
