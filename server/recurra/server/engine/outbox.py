@@ -102,5 +102,5 @@ class Outbox:
         else:
             self._unsent.append((self._commits.prepare(batch, outcome.rebased), outputs, told, states))
             self._runner.scatter(batch.slots, states)
-            if batch.head.kind is Kind.END:  # what comes next under this name starts fresh
+            if batch.head.closes:  # what comes next under this name starts fresh
                 self._runner.scatter(batch.slots, self._runner.gather(np.zeros(len(batch), np.intp)))

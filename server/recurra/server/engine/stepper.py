@@ -54,7 +54,8 @@ class Stepper:
                 self._outbox.send()
                 block.given = await self._runner.start(block.start) | block.given
                 block.start = []
-            states = self._runner.gather(batch.slots)
+            anew = batch.anew.any()  # from slot 0, the fresh state
+            states = self._runner.gather(np.where(batch.anew, 0, batch.slots) if anew else batch.slots)
             rebased = batch.give(states, self._axes)
             outcome = Outcome(self._signature, batch, await self._run(batch, states), rebased)
             for rows, each in outcome.by_length():
