@@ -65,7 +65,10 @@ class Outbox:
         else:
             self._keep(outcome.only(owned), at_once=True)
             self._keep(outcome.only(~owned), at_once=False)
-        self._metrics.observe_stage("pack", self._clock.monotonic() - began)
+        packing = self._clock.monotonic() - began
+        self._metrics.observe_stage("pack", packing)
+        if outcome.batch.head.kind is Kind.PREDICT:
+            self._metrics.statistics.packed(len(outcome.batch), packing)
 
     def send(self) -> None:
         """Send what was prepared: once the next batch is being run, or at once where there is none."""

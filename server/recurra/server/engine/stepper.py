@@ -54,10 +54,11 @@ class Stepper:
                 self._outbox.send()
                 block.given = await self._runner.start(block.start) | block.given
                 block.start = []
+            began = self._clock.monotonic()
             anew = batch.anew.any()  # from slot 0, the fresh state
             states = self._runner.gather(np.where(batch.anew, 0, batch.slots) if anew else batch.slots)
             rebased = batch.give(states, self._axes)
-            outcome = Outcome(self._signature, batch, await self._run(batch, states), rebased)
+            outcome = Outcome(self._signature, batch, await self._run(batch, states, began), rebased)
             for rows, each in outcome.by_length():
                 self._outbox.keep(each)
                 left &= ~rows
@@ -73,7 +74,7 @@ class Stepper:
             for place in range(len(batch)):
                 await self.step(batch.only(np.arange(len(batch)) == place))
 
-    async def _run(self, batch: Batch, states: list[Array]) -> Step:
+    async def _run(self, batch: Batch, states: list[Array], gathered_at: float) -> Step:
         if batch.head.kind is not Kind.PREDICT:
             return Step([], states)
         began, timesteps = self._clock.monotonic(), batch.head.timesteps
@@ -83,10 +84,18 @@ class Stepper:
             step = await run_long(self._runner, self._signature, batch, states)
         else:
             alone = len(self._pending) == len(batch.parts)
-            running = self._runner.run(batch.inputs, states, batch.lengths, alone=alone)
+            begun = self._runner.run(batch.inputs, states, batch.lengths, alone=alone)
             self._outbox.send()
-            step = await running
-        self._metrics.observe_stage("run", self._clock.monotonic() - began)
+            step = await begun
+        running = self._clock.monotonic() - began
+        self._metrics.observe_stage("run", running)
+        self._metrics.statistics.ran(
+            len(batch),
+            at=self._clock.time(),
+            waited=sum((began - block.arrival) * len(rows) for block, rows in batch.parts),
+            gathering=began - gathered_at,
+            running=running,
+        )
         self._metrics.observe_batch(len(batch))
         self._metrics.count_timesteps(len(batch) * timesteps if batch.lengths is None else int(batch.lengths.sum()))
         return step
