@@ -20,47 +20,63 @@ class Total:
 
 @dataclass(slots=True)
 class Computed:
-    """What was done for batches: states gathered, the model run, replies made."""
+    """Batches of one size: runs of the model, replies made of them, and the seconds of each part."""
 
-    input: Total = field(default_factory=Total)
-    infer: Total = field(default_factory=Total)
-    output: Total = field(default_factory=Total)
+    runs: int = 0
+    gathering: float = 0.0
+    running: float = 0.0
+    packs: int = 0
+    packing: float = 0.0
 
 
 @dataclass(slots=True)
 class Statistics:
-    """Of one model. Each predict counts for itself, with the time of its whole batch, as its client waits for that.
+    """Of one model.
 
     Attributes:
-        inferences, executions: predicts that were run, and the batches of them.
+        success, fail: predicts from arrival to the answer.
+        queue: predicts from arrival to the run.
         last_seconds: since the epoch, when the last batch was run.
-        success, fail: from arrival to the answer.
-        queue: from arrival to the run.
-        computed: of all; `by_size`: of batches, by how many predicts they held.
+        by_size: batches, by how many predicts they held.
     """
 
-    inferences: int = 0
-    executions: int = 0
-    last_seconds: float = 0.0
     success: Total = field(default_factory=Total)
     fail: Total = field(default_factory=Total)
     queue: Total = field(default_factory=Total)
-    computed: Computed = field(default_factory=Computed)
+    last_seconds: float = 0.0
     by_size: defaultdict[int, Computed] = field(default_factory=lambda: defaultdict(Computed))
 
     def ran(self, size: int, *, at: float, waited: float, gathering: float, running: float) -> None:
         """A batch of `size` predicts was run. All but `at` in seconds; `waited`: of all of them together."""
-        self.inferences += size
-        self.executions += 1
+        self.queue.count += size
+        self.queue.seconds += waited
         self.last_seconds = at
-        self.queue.add(size, waited)
-        self.computed.input.add(size, size * gathering)
-        self.computed.infer.add(size, size * running)
         same = self.by_size[size]
-        same.input.add(1, gathering)
-        same.infer.add(1, running)
+        same.runs += 1
+        same.gathering += gathering
+        same.running += running
 
     def packed(self, size: int, seconds: float) -> None:
         """The replies of `size` predicts were made."""
-        self.computed.output.add(size, size * seconds)
-        self.by_size[size].output.add(1, seconds)
+        same = self.by_size[size]
+        same.packs += 1
+        same.packing += seconds
+
+    @property
+    def executions(self) -> int:
+        """Runs of the model."""
+        return sum(same.runs for same in self.by_size.values())
+
+    @property
+    def inferences(self) -> int:
+        """Predicts that were run."""
+        return sum(size * same.runs for size, same in self.by_size.items())
+
+    def computed(self) -> tuple[Total, Total, Total]:
+        """Predicts' states gathered, runs, and replies, each with the time of its whole batch: its client waits so."""
+        gathered, run, packed = Total(), Total(), Total()
+        for size, same in self.by_size.items():
+            gathered.add(size * same.runs, size * same.gathering)
+            run.add(size * same.runs, size * same.running)
+            packed.add(size * same.packs, size * same.packing)
+        return gathered, run, packed

@@ -20,15 +20,14 @@ async def test_each_predict_of_a_batch_counts_with_the_time_of_its_whole_batch(a
         await call.answer()
     await a.predict("s", x()[0]).answer()
     assert (told.inferences, told.executions) == (4, 2)
-    computed = told.computed
-    totals = (told.success, told.queue, computed.input, computed.infer, computed.output)
+    totals = (told.success, told.queue, *told.computed())
     assert [total.count for total in totals] == [4] * 5
     assert all(total.seconds > 0 for total in totals)
     assert told.fail.count == 0
     assert sorted(told.by_size) == [1, 3]
     alone, three = told.by_size[1], told.by_size[3]
-    assert {total.count for each in (alone, three) for total in (each.input, each.infer, each.output)} == {1}
-    assert computed.infer.seconds == pytest.approx(alone.infer.seconds + 3 * three.infer.seconds)
+    assert {count for each in (alone, three) for count in (each.runs, each.packs)} == {1}
+    assert told.computed()[1].seconds == pytest.approx(alone.running + 3 * three.running)
     assert told.success.seconds > told.queue.seconds
 
 
