@@ -124,6 +124,13 @@ def durability(value: Any, _: str) -> str:
     return str(value)
 
 
+def yes_or_no(value: Any, _: str) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")  # noqa: TRY004 # as all of these
+    return value
+
+
 def digest(value: Any, _: str) -> str:
     """A sha256 in hexadecimal digits."""
     if not isinstance(value, str) or len(value) != 64 or set(value.lower()) - set("0123456789abcdef"):  # noqa: PLR2004
