@@ -14,6 +14,7 @@ from recurra.wire.errors import InvalidArgument
 Array = NDArray[Any]
 
 _KNOWN: Final = ("triton_enable_empty_final_response",)  # clients always send it; a step has one reply anyway
+_RESERVED: Final = "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."
 _INT64: Final = 1 << 64
 _LONGEST_ID: Final = 128  # characters
 
@@ -47,9 +48,7 @@ def asked(request: service_pb2.ModelInferRequest) -> Asked:
             case "sequence_id" | "sequence_start" | "sequence_end" | "timeout":
                 raise InvalidArgument(f"parameter '{name}' has a value of the wrong type")
             case _ if name.startswith("triton_") and name not in _KNOWN:
-                raise InvalidArgument(
-                    f"parameter keys starting with 'triton_' are Triton's own; '{name[:64]}' is not one"
-                )
+                raise InvalidArgument(_RESERVED)
     return Asked(**found)
 
 
