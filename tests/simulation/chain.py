@@ -20,6 +20,7 @@ from recurra.server.engine.seams import Step
 Array = np.ndarray
 NAME: Final = "chain"
 FRESH: Final = 0x0F0F_0F0F
+_BEFORE: Final[dict[int, tuple[int, int]]] = {}  # what was computed: by state, the one before and the input
 _INT: Final = np.dtype("<i8")
 
 SIGNATURE: Final = Signature(
@@ -42,9 +43,24 @@ def follow(state: int, xs: Sequence[int]) -> list[int]:
     outputs = []
     for x in xs:
         digest = blake2b(state.to_bytes(8, "little", signed=True) + int(x).to_bytes(8, "little", signed=True))
-        state = int.from_bytes(digest.digest()[:8], "little", signed=True)
+        before, state = state, int.from_bytes(digest.digest()[:8], "little", signed=True)
+        _BEFORE[state] = before, int(x)
         outputs.append(state)
     return outputs
+
+
+def forget() -> None:
+    """Forget what was computed."""
+    _BEFORE.clear()
+
+
+def told(state: int) -> str:
+    """A state in words: the base, and every input since."""
+    xs: list[str] = []
+    while state in _BEFORE:
+        state, x = _BEFORE[state]
+        xs.append(str(x))
+    return " ".join(["fresh" if state == FRESH else f"set {state}", *xs[::-1]])
 
 
 class Runner:

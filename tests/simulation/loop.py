@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 from asyncio import base_events, events
-from collections.abc import Coroutine
+from collections import deque
+from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar
 from random import Random
 from typing import Any, Final
@@ -145,3 +146,22 @@ class Loop(base_events.BaseEventLoop):
 
     def _write_to_self(self) -> None:
         """Called from another thread; there is none."""
+
+
+class Way:
+    """What takes its time and keeps its order."""
+
+    def __init__(self) -> None:
+        self._coming: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._last = 0.0
+
+    def send(self, seconds: float, act: Callable[..., object], *arguments: Any) -> None:
+        """Act after so many seconds, and after all that was sent before."""
+        loop = asyncio.get_running_loop()
+        self._last = max(self._last, loop.time() + seconds)
+        self._coming.append((act, arguments))
+        loop.call_at(self._last, self._came)
+
+    def _came(self) -> None:
+        act, arguments = self._coming.popleft()
+        act(*arguments)

@@ -18,6 +18,7 @@ import grpc
 
 from recurra.client.grpc_channel import told
 from recurra.wire.errors import DeadlineExceeded, RecurraError, Unreachable
+from tests.simulation.loop import Way
 from tests.simulation.replica import Replica
 
 _DELAYS = (0.0, 0.0002, 0.0005, 0.001, 0.004)
@@ -138,12 +139,12 @@ class Channel:
     def _reply(self, replica: Replica, method: Any, call: asyncio.Task[Any], answer: asyncio.Future[Any]) -> None:
         """In the server's process: the call is done."""
         network, loop = self._network, asyncio.get_running_loop()
+        error = None if call.cancelled() else call.exception()
         if network.happens(network.weather.silent):
             return
         if call.cancelled() or not replica.process.alive or network.happens(network.weather.lost):
             loop.call_later(network.delay(), _fail, answer, Unreachable("the connection broke; safe to retry"))
             return
-        error = call.exception()
         if error is None:
             response = method.response.FromString(call.result().SerializeToString())
             loop.call_later(network.delay(), lambda: answer.done() or answer.set_result(response))
@@ -169,7 +170,7 @@ class Stream:
         self._network, self._place, self._method = network, place, method
         self._requests: asyncio.Queue[Any] = asyncio.Queue()
         self._responses: asyncio.Queue[Any] = asyncio.Queue()
-        self._there, self._back, self._gone = 0.0, 0.0, False
+        self._there, self._back, self._gone = Way(), Way(), False
         self._broken: RecurraError | None = None
         self._call: asyncio.Task[Any] | None = None
         self._replica: Replica | None = None
@@ -203,15 +204,10 @@ class Stream:
     # ---- on its way
 
     def _later(self, act: Callable[..., Any], *arguments: Any) -> None:
-        """Once it has come there, after what was sent before."""
-        loop = asyncio.get_running_loop()
-        self._there = max(self._there, loop.time() + self._network.delay())
-        loop.call_at(self._there, act, *arguments)
+        self._there.send(self._network.delay(), act, *arguments)
 
     def _later_back(self, act: Callable[..., Any], *arguments: Any) -> None:
-        loop = asyncio.get_running_loop()
-        self._back = max(self._back, loop.time() + self._network.delay())
-        loop.call_at(self._back, act, *arguments)
+        self._back.send(self._network.delay(), act, *arguments)
 
     def _arrived(self) -> None:
         replica = self._replica = self._network.at(self._place)
@@ -246,7 +242,9 @@ class Stream:
     def _ended(self, call: asyncio.Task[Any]) -> None:
         """In the server: the call is over."""
         assert self._replica is not None
-        error = None if call.cancelled() or not self._replica.process.alive else call.exception()
+        error = None if call.cancelled() else call.exception()
+        if not self._replica.process.alive:
+            error = None
         assert error is None or isinstance(error, Aborted), error
         why = error.told() if error is not None else Unreachable("the stream ended; safe to retry")
         self._later_back(self._break, why)

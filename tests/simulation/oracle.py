@@ -37,6 +37,7 @@ from recurra.wire.errors import (
 )
 from tests.simulation import chain
 
+MOST_PLACES = 300
 Place = tuple[int, int]
 """A state and its position."""
 START: Place = (chain.FRESH, 0)
@@ -56,6 +57,10 @@ _LOSSES = (DataLoss, Diverged, SessionNotFound, StateReset, WrongIncarnation, Se
 
 class Violation(Exception):
     """Something that must never be was seen."""
+
+
+class Vague(Exception):
+    """Too much is unknown for any more to be told apart."""
 
 
 @dataclass
@@ -111,7 +116,7 @@ class Truth:
         self.trail: list[Place] = [START]
         self._open: set[Place] = set()  # where the operation of unknown fate would have brought it
         self._asked: object = None
-        self._lost = 0
+        self._naive = True
         self.doubtful = False  # an earlier handle left an operation of unknown fate, or forgot what it had sent
         self.last: Place = START  # that was acknowledged
         self.acknowledged = 0
@@ -123,10 +128,16 @@ class Truth:
             self._open = set()
         self._asked = asked
 
+    def _places(self) -> set[Place]:
+        """Where it may stand before the operation; whoever knows nothing of it cannot know that the store lost it."""
+        if self._naive and (self._stored.lost() or self._mortal):
+            return self.at | {START} | self._stored.held.get(self.name, set())
+        return self.at
+
     def _after(self, xs: Sequence[int]) -> dict[Place, list[int]]:
         """By the place where it would stand then: the outputs."""
         after = {}
-        for state, position in self.at:
+        for state, position in self._places():
             outputs = chain.follow(state, xs)
             after[outputs[-1], position + len(xs)] = outputs
         return after
@@ -136,20 +147,22 @@ class Truth:
         after = self._after(xs)
         place = next((place for place, right in after.items() if right == list(outputs)), None)
         if place is None:
-            raise Violation(f"wrong reply: '{self.name}' answered {list(outputs)} to {list(xs)}; it stood at {self.at}")
+            right = " or ".join(f"[{chain.told(state)}]" for state, _ in sorted(self._places()))
+            wrong = chain.told(outputs[-1])
+            raise Violation(f"wrong reply: '{self.name}' was asked {list(xs)} at {right}, and answered [{wrong}]")
         if position is not None and position != place[1]:
             raise Violation(f"wrong position: '{self.name}' stands at {place[1]}, told {position}")
         self._reached(place, place[1] if durable is None else durable)
 
-    def rebased(self, state: int, position: int | None = None, durable: int | None = None) -> None:
+    def rebased(self, state: int, position: int | None, *, ends: bool = False) -> None:
         """A reset, set-state or end was answered; the session stands at `state`, position 0."""
-        if position:
+        if position and not ends:
             raise Violation(f"wrong position: '{self.name}' stands at 0, told {position}")
         self._reached((state, 0), 0)
 
     def _reached(self, place: Place, durable: int) -> None:
         self.acknowledged += 1
-        self.at, self._open, self._asked, self.last = {place}, set(), None, place
+        self.at, self._open, self._asked, self.last, self._naive = {place}, set(), None, place, False
         self.trail.append(place)
         self.secured(durable)
 
@@ -176,10 +189,19 @@ class Truth:
         if self.last != START and self.last not in self._stored.copied.get(self.name, ()):
             raise Violation(f"told to be replicated, but no replica had it: '{self.name}' at {self.last}")
 
-    def failed(self, error: BaseException, *, xs: Sequence[int] = (), rebases: int | None = None) -> None:
-        """An operation ended with an error: it may be applied, or not."""
+    def failed(
+        self, error: BaseException, *, xs: Sequence[int] = (), lines: Sequence[Sequence[int]] = (), rebases: int | None = None
+    ) -> None:
+        """An operation ended with an error: it may be applied, or not; of several `lines`, the first ones."""
         self._allowed(error)
-        self._open = {(rebases, 0)} if rebases is not None else set(self._after(xs))
+        if rebases is not None:
+            self._open = {(rebases, 0)}
+        else:
+            lines = lines or [xs]
+            chunks = [[x for line in lines[: at + 1] for x in line] for at in range(len(lines))]
+            self._open = {place for chunk in chunks for place in self._after(chunk)}
+        if len(self.at | self._open) > MOST_PLACES:
+            raise Vague(f"'{self.name}' may stand anywhere")
         if isinstance(error, AlreadyApplied):
             self.at, self._open, self._asked = self._open, set(), None
         self.trail += sorted(self.at | self._open)
@@ -193,10 +215,8 @@ class Truth:
 
     def forgotten(self) -> None:
         """The handle knows nothing any more: it continues what it meets."""
-        self.doubtful = self.doubtful or bool(self._open)
+        self.doubtful, self._naive = self.doubtful or bool(self._open), True
         self.at = {*self.at, *self._open, *self.trail}
-        if self._stored.lost() > 0 or self._mortal:
-            self.at |= {START, *self._stored.held.get(self.name, ())}
         self._open, self._asked = set(), None
         self.trail = sorted(self.at)
 
@@ -206,6 +226,8 @@ class Truth:
         if isinstance(error, RunFailed) and self._brittle:
             return
         if isinstance(error, SessionExpired) and self._mortal:
+            return
+        if isinstance(error, SessionNotFound | SessionClosed) and START in self.at | self._open:
             return
         if isinstance(error, _LOSSES) and (self._stored.lost() > 0 or self.doubtful or self._mortal):
             return

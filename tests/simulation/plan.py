@@ -96,7 +96,7 @@ class Plan:
             max_batch=random.choice((1, 4, 8, 64)),
             failures=random.choice((0.0, 0.0, 0.0, 0.02)),
             skewed=random.random() < 0.2,
-            window_bytes=random.choice((1 << 20, 1 << 20, 6_000)),
+            window_bytes=random.choice((1 << 20, 1 << 20, 60_000 if crowd else 12_000)),
             impatience=random.choice((0.0, 0.1)),
             long=random.choice((0.0, 0.0, 0.03)),
             shuffles=random.random() < 0.8,

@@ -51,7 +51,8 @@ class Replica:
         self, name: str, cluster: Cluster, random: Random, model: Any, *, slots: int, checkpoint_seconds: float,
         failures: float, ahead_seconds: float,
     ) -> None:
-        self.process, self._cluster = Process(name), cluster
+        self.process = Process(name)
+        self.link = Link(cluster, random, self.process)
         self.clock = Clock(ahead_seconds)
         self.handlers: dict[str, Any] = {}
         self.engine: Engine | None = None
@@ -63,7 +64,6 @@ class Replica:
         return self.process.alive and self.started.is_set()
 
     async def _serve(self, random: Random, model: Any, slots: int, checkpoint_seconds: float, failures: float) -> None:
-        self.link = Link(self._cluster, random, self.process)
         runner = chain.Runner(random, slots=slots + 1, failures=failures)
         limits = Limits(queue=512, slots=slots, checkpoint_seconds=checkpoint_seconds)
         self.engine = Engine(model, runner, self.link, self.clock, _METRICS.for_model(model.name), limits=limits)

@@ -19,7 +19,7 @@ import numpy as np
 from recurra.server.store import record
 from recurra.server.store.commit import APPLIED, DUPLICATE, MISSING
 from recurra.wire.errors import NotReplicated, StoreFull, StoreUnavailable
-from tests.simulation.loop import Process
+from tests.simulation.loop import Process, Way
 
 Array = np.ndarray
 Answer = Any
@@ -239,7 +239,7 @@ class _Line:
         self._queue: asyncio.Queue[Exchange] = asyncio.Queue()
         self._open = True
         self._left: int | None = None  # how many more are executed once it is cut
-        self._back = 0.0
+        self._back = Way()
         cluster.process.begin(self._serve(), "connection to the store")
 
     def put(self, exchange: Exchange) -> None:
@@ -265,8 +265,7 @@ class _Line:
                     return
                 self._left -= 1
             reply = await exchange.ask(self._node)
-            self._back = max(self._back, loop.time() + self._random.choice((0.0001, 0.0002, 0.002)))
-            loop.call_at(self._back, self._deliver, exchange, reply)
+            self._back.send(self._random.choice((0.0001, 0.0002, 0.002)), self._deliver, exchange, reply)
 
     def _deliver(self, exchange: Exchange, reply: Answer) -> None:
         if self._open:

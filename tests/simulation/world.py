@@ -17,7 +17,7 @@ from unittest.mock import patch
 from tests.simulation import chain
 from tests.simulation.loop import Loop, Process, Stuck
 from tests.simulation.network import Network, Weather
-from tests.simulation.oracle import Stored, Truth, Violation
+from tests.simulation.oracle import Stored, Truth, Vague, Violation, unpacked
 from tests.simulation.plan import Plan
 from tests.simulation.replica import Replica
 from tests.simulation.store import Cluster
@@ -56,6 +56,7 @@ class World:
         self.healed = False
         self._numbers = 0
         self._lives = 0
+        self.processes: list[Process] = []
 
     def say(self, *words: object) -> None:
         now = asyncio.get_running_loop().time()
@@ -105,12 +106,12 @@ class World:
             raise Violation("it does not come to an end, though all is well") from None
         finally:
             fate[1].cancel()
+            for process in self.processes:
+                process.go_on()
 
     def _look_into_the_store(self) -> None:
         found = {}
         for data, _ in self.cluster.primary.records.values():
-            from tests.simulation.oracle import unpacked
-
             found[unpacked(data).name] = data
         for truth in self.truths:
             if not self.plan.mortal:
@@ -120,7 +121,7 @@ class World:
 
     def _replica(self) -> Replica:
         self._lives += 1
-        return Replica(
+        replica = Replica(
             f"replica {self._lives}",
             self.cluster,
             self.random,
@@ -130,6 +131,8 @@ class World:
             failures=self.plan.failures,
             ahead_seconds=self.random.choice((0.0, 0.0, 0.3, -0.3)) * self.plan.skewed,
         )
+        self.processes.append(replica.process)
+        return replica
 
     async def _heartbeat(self) -> None:
         while True:
@@ -254,6 +257,7 @@ def _entropy(random: Random) -> Iterator[None]:
 
 def simulate(seed: int, plan: Callable[[Random], Plan] = Plan.drawn) -> Report:
     """One run."""
+    chain.forget()
     random = Random(seed)
     world = World(seed, plan(random), random)
     loop = Loop(Random(random.random()), shuffles=world.plan.shuffles)
@@ -264,6 +268,8 @@ def simulate(seed: int, plan: Callable[[Random], Plan] = Plan.drawn) -> Report:
         with _entropy(random):
             try:
                 loop.run_until_complete(world.run())
+            except Vague:
+                world.report.seen["vague"] += 1
             except Exception as error:  # noqa: BLE001 - a run that cannot go on is a finding too
                 world.broke(loop, {"exception": error, "message": ""})
             with suppress(Stuck):

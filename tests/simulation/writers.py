@@ -96,6 +96,7 @@ class Writer:
     async def asking(self, name: str, xs: Sequence[int], ask: Any, told: Any) -> Exception | None:
         """Ask for a predict, and again while that is a retry. Returns what it failed with."""
         truth = self.truths[name]
+        error: Exception | None = None
         for _ in range(_TRIES):
             truth.asks(tuple(xs))
             self.say("asks", name, *_short(xs))
@@ -196,7 +197,7 @@ class Caller(Writer):
                     return error
                 continue
             self.say(what, "answered", self.name)
-            self.truth.rebased(state, *self.told())
+            self.truth.rebased(state, self.session.position, ends=what == "end")
             return None
         return None
 
@@ -469,10 +470,7 @@ class Piper(Writer):
         except RecurraError as error:
             self.say("line failed", self.name, done, sent, error.reason, error)
             if done < length:
-                self.truth.failed(error, xs=chunks[done])
-                for xs in chunks[done + 1 : sent]:
-                    self.truth.asks(tuple(xs))
-                    self.truth.failed(asyncio.CancelledError(), xs=xs)
+                self.truth.failed(error, lines=chunks[done:sent])
             if isinstance(error, _FOLLOWED):
                 await self.follow()
             return error
@@ -650,7 +648,7 @@ def _weather(error: RecurraError) -> RecurraError:
 async def _persist(writer: Writer, name: str, ask: Any, follow: Any) -> None:
     """Ask until an operation is acknowledged."""
     truth = writer.truths[name]
-    before = truth.acknowledged
+    before, error = truth.acknowledged, None
     for _ in range(20):
         error = await ask()
         if truth.acknowledged > before:
