@@ -179,7 +179,7 @@ def native(
             inputs += ["", start]
         settings = {"hidden_size": hidden, "direction": direction, **(attributes or {})}
         if op == "GRU":
-            settings["linear_before_reset"] = 1
+            settings.setdefault("linear_before_reset", 1)
         nodes += [
             helper.make_node(op, inputs, [f"l{layer}_y"], name=names[layer] if names else "", **settings),
             # (T, D, N, H) -> (T, N, D, H) -> (T, N, D*H)

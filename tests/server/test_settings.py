@@ -33,6 +33,7 @@ def test_defaults_are_safe(models):
         replicas=1,
         data=Path("data"),
         provider="auto",
+        states="auto",
         workers=1,
         threads=1,
         trial_seconds=120.0,

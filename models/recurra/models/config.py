@@ -59,6 +59,8 @@ class ModelConfig:
         session_ttl: seconds after its last operation that a session is kept.
         max_batch: sessions in one run at most.
         durability: what an acknowledgement means.
+        provider: that runs it, one of PROVIDERS; None: the server's.
+        tf32: on a GPU, products may round their inputs to 10 bits.
         retry_by_id: a request of Triton's protocol that repeats the last one's id and input is a retry of it.
         sha256, start_sha256: hex digests that model.onnx and start.onnx must have, None for any.
 
@@ -70,6 +72,8 @@ class ModelConfig:
     session_ttl: int = DAY_SECONDS
     max_batch: int = 256
     durability: str = "committed"
+    provider: str | None = None
+    tf32: bool = False
     retry_by_id: bool = False
     sha256: str | None = None
     start_sha256: str | None = None
@@ -98,7 +102,9 @@ def parse(text: str) -> ModelConfig:
         session_ttl=table.take("session_ttl", toml.positive, DAY_SECONDS),
         max_batch=table.take("max_batch", toml.positive, 256),
         durability=table.take("durability", toml.durability, "committed"),
-        retry_by_id=table.take("retry_by_id", toml.yes_or_no, False),
+        provider=table.take("provider", toml.provider, None),
+        tf32=table.take("tf32", toml.flag, False),
+        retry_by_id=table.take("retry_by_id", toml.flag, False),
         sha256=table.take("sha256", toml.digest, None),
         start_sha256=table.take("start_sha256", toml.digest, None),
     )

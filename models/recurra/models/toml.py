@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+from recurra.models.provider import PROVIDERS
 from recurra.models.refusal import ModelRefused
 
 T = TypeVar("T")
@@ -124,10 +125,17 @@ def durability(value: Any, _: str) -> str:
     return str(value)
 
 
-def yes_or_no(value: Any, _: str) -> bool:
-    """True or false."""
+def provider(value: Any, _: str) -> str:
+    """A provider that there is."""
+    if value not in PROVIDERS:
+        raise ValueError(f"must be one of {', '.join(PROVIDERS)}")
+    return str(value)
+
+
+def flag(value: Any, _: str) -> bool:
+    """Yes or no."""
     if not isinstance(value, bool):
-        raise ValueError("must be true or false")  # noqa: TRY004 # as all of these
+        raise ValueError("must be true or false")  # noqa: TRY004
     return value
 
 

@@ -26,7 +26,9 @@ from recurra.server.api.sessions import Sessions
 from recurra.server.api.triton.servicer import Triton
 from recurra.server.engine.device import Device
 from recurra.server.engine.engine import Engine, Limits
+from recurra.server.engine.pool import PoolRunner
 from recurra.server.engine.runner import SlabRunner
+from recurra.server.engine.seams import Runner
 from recurra.server.served import Served
 from recurra.server.settings import EMBEDDED, Settings
 from recurra.server.store.embedded import EmbeddedStore
@@ -48,6 +50,10 @@ Running = Callable[[Settings, asyncio.Future[None]], AbstractAsyncContextManager
 
 class Ended(Exception):
     """It was told to stop before it was ready."""
+
+
+class ProviderUnavailable(RuntimeError):
+    """What is to run the models does not work on this machine."""
 
 
 class SystemClock:
@@ -91,6 +97,7 @@ async def running(
 
     `refused`: models that are known to be no good, and why.
     """
+    await chosen(settings)
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         if settings.metrics:
@@ -122,6 +129,16 @@ async def running(
         address = f"{settings.listen.rpartition(':')[0]}:{port}"
         _log.info("server.ready", address=address, models=len(served.engines), refused=len(served.refused))
         yield address
+
+
+async def chosen(settings: Settings) -> models.Choice:
+    """The provider for models that do not name one. Raises ProviderUnavailable where it does not work here."""
+    try:
+        choice = await asyncio.to_thread(models.choose, settings.provider)
+    except models.ModelRefused as error:
+        raise ProviderUnavailable(f"--provider {settings.provider}: {error}") from None
+    _log.info("provider.chosen", asked=settings.provider, chosen=choice.provider, reason=choice.reason)
+    return choice
 
 
 async def opened(settings: Settings, stack: AsyncExitStack, ending: asyncio.Future[None], *, tied: bool = False) -> str:
@@ -170,7 +187,8 @@ async def _load(
         began = time.monotonic()
         try:
             await attempt(folder, settings, ending)
-            model = await asyncio.to_thread(models.load, folder, provider=settings.provider, threads=settings.threads)
+            provider = models.wanted(folder, settings.provider)
+            model = await asyncio.to_thread(models.load, folder, provider=provider, threads=settings.threads)
         except models.ModelRefused as error:
             if ending.done():
                 break
@@ -178,15 +196,35 @@ async def _load(
             _log.error("model.refused", model=name, error=error)
             continue
         slots = max(1, min(settings.slots, _SLAB_BYTES // max(1, model.signature.state_bytes)))
-        runner = SlabRunner(
-            model.signature, model.program, device, slots=slots + 1, ragged=model.ragged, start=model.start
-        )
+        runner = await asyncio.to_thread(_runner, model, device, settings.states, slots + 1)
         limits = Limits(queue=settings.queue_limit, slots=slots, checkpoint_seconds=settings.checkpoint_seconds)
         served.engines[name] = Engine(model, runner, store, SystemClock(), metrics.for_model(name), limits=limits)
-        _log.info("model.loaded", model=name, version=model.version, seconds=round(time.monotonic() - began, 3))
+        _log.info(
+            "model.loaded",
+            model=name,
+            version=model.version,
+            provider=model.providers[0],
+            states="device" if isinstance(runner, PoolRunner) else "host",
+            slots=slots,
+            seconds=round(time.monotonic() - began, 3),
+        )
+        for stray in model.strays:
+            if not stray.sizes:
+                _log.warning("node.strayed", model=name, op=stray.op, node=stray.name, reason=stray.reason)
+        metrics.set_nodes(name, model.nodes, sum(not stray.sizes for stray in model.strays))
         if ending.done():
             break
     return served
+
+
+def _runner(model: models.Model, device: Device, states: str, slots: int) -> Runner:
+    """With the states on the device where that is asked for and the graph allows it, else on the host."""
+    if states == "device" or (states == "auto" and model.program.session.on_gpu):
+        try:
+            return PoolRunner(model, device, slots=slots)
+        except models.ModelRefused as error:
+            _log.warning("states.on_host", model=model.name, reason=error)
+    return SlabRunner(model.signature, model.program, device, slots=slots, ragged=model.ragged, start=model.start)
 
 
 async def stop(tasks: list[asyncio.Task[None]]) -> None:

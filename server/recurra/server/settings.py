@@ -155,7 +155,15 @@ _RULES: Final = {
         "1", _whole(1, 64), "a whole number of replicas, 1 to 64", "of the store, that must have what is replicated"
     ),
     "data": _Rule("./data", _path, "a folder, made if it is missing", "the embedded store's folder"),
-    "provider": _Rule("auto", _choice("auto", "cuda", "cpu"), "auto, cuda or cpu", "where models run"),
+    "provider": _Rule(
+        "auto", _choice("auto", "cuda", "tensorrt", "cpu"), "auto, cuda, tensorrt or cpu", "what runs the models"
+    ),
+    "states": _Rule(
+        "auto",
+        _choice("auto", "host", "device"),
+        "auto, host or device",
+        "the memory that hot states are in; auto: the device's where that is a GPU",
+    ),
     "workers": _Rule(
         "1", _workers, "a whole number of processes, 1 to 1024, or auto: one a core", "processes that share the port"
     ),
@@ -206,7 +214,8 @@ class Settings:
     store: str
     replicas: int
     data: Path
-    provider: Literal["auto", "cuda", "cpu"]
+    provider: Literal["auto", "cuda", "tensorrt", "cpu"]
+    states: Literal["auto", "host", "device"]
     workers: int
     threads: int
     trial_seconds: float | None

@@ -189,6 +189,20 @@ class Metrics:
         )
         self.conflicts = Counter("recurra_conflicts", "Commits refused by compare-and-set.", ["model"], registry=own)
         self._errors = Counter("recurra_errors", "Errors answered, by reason.", ["reason"], registry=own)
+        self._nodes = Gauge(
+            "recurra_model_nodes",
+            "Nodes of a model's graph, by what runs them.",
+            ["model", "provider"],
+            registry=own,
+            multiprocess_mode="livemax",
+        )
+        self._strays = Gauge(
+            "recurra_model_stray_nodes",
+            "Nodes that compute on the CPU though their model is on a GPU.",
+            ["model"],
+            registry=own,
+            multiprocess_mode="livemax",
+        )
         self._models: dict[str, ModelMetrics] = {}
         self._by_label: dict[tuple[str, ...], tuple[Counter, Histogram]] = {}
         self._by_command: dict[str, Histogram] = {}
@@ -198,6 +212,12 @@ class Metrics:
         if model not in self._models:
             self._models[model] = ModelMetrics(self, model)
         return self._models[model]
+
+    def set_nodes(self, model: str, nodes: Mapping[str, int], strays: int) -> None:
+        """Where a model's nodes run; `strays`: how many compute on the CPU though the model is on a GPU."""
+        for provider, count in nodes.items():
+            self._nodes.labels(model, provider).set(count)
+        self._strays.labels(model).set(strays)
 
     def observe_request(self, method: str, code: str, seconds: float) -> None:
         """Count one RPC of a known method by its gRPC status code's name, such as "OK", and its time."""

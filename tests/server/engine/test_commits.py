@@ -117,7 +117,7 @@ async def test_a_reset_by_another_replica_is_told_to_what_rested_on_the_state_be
 async def test_an_operation_whose_reply_was_lost_while_another_replica_went_on_is_not_applied_twice(here, b, tmp_path):
     a, wire = await here.wired(tmp_path)
     await a.predict("s", x(0)).answer()
-    wire.swallow = True
+    wire.lose_replies()
     first = a.predict("s", x(1))
     await until(lambda: _is_last(b, "s", first.id))
     third = await b.predict("s", x(2)).answer()
@@ -133,7 +133,7 @@ async def test_commits_resent_after_a_broken_connection_are_acknowledged_with_th
 ):
     a, wire = await here.wired(tmp_path)
     await a.predict("s", x(0)).answer()
-    wire.swallow = True
+    wire.lose_replies()
     flights = [a.predict("s", x(1 + at)) for at in range(count)]
     await until(lambda: _is_last(b, "s", flights[-1].id))
     before = a.runner.runs[:]

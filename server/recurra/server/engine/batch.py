@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from recurra.server.engine.digest import digests
 from recurra.server.engine.operation import Block, Create
 from recurra.server.engine.scheduler import Part
+from recurra.server.engine.seams import Given
 
 Array = NDArray[Any]
 
@@ -52,22 +53,16 @@ class Batch:
         assert self.lengths is None
         return digests(self.inputs, self._salts)
 
-    def give(self, states: list[Array], batch_axes: list[int]) -> NDArray[np.bool_]:
-        """Put the states that operations bring into the list `states`, in the graph's layout.
-
-        Answers (N,) bool: who did.
-        """
-        rebased = np.zeros(len(self), bool)
-        at = 0
+    def given(self) -> tuple[list[Given], NDArray[np.bool_]]:
+        """The states that operations bring, and (N,) bool, who does."""
+        found, rebased, at = [], np.zeros(len(self), bool), 0
         for block, rows in self.parts:
-            for index, values in block.given.items():
-                chosen = values if len(values) == 1 else values[rows]
-                if not states[index].flags.writeable:
-                    states[index] = states[index].copy()
-                np.moveaxis(states[index], batch_axes[index], 0)[at : at + len(rows)] = chosen
-                rebased[at : at + len(rows)] = True
+            here = slice(at, at + len(rows))
             at += len(rows)
-        return rebased
+            if block.given:
+                rebased[here] = True
+                found += [Given(i, here, v if len(v) == 1 else v[rows]) for i, v in block.given.items()]
+        return found, rebased
 
     def only(self, keep: NDArray[np.bool_]) -> Batch:
         """The batch of the rows that `keep`, (N,) bool."""

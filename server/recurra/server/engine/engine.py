@@ -69,7 +69,7 @@ class Engine:
         ownership = Ownership(limits.checkpoint_seconds)
         self._commits = Commits(model, slots, store, clock, ownership=ownership, pending=pending, landed=self._landed)
         self._checkpoints = checkpoints = Checkpoints(slots, runner, self._commits, clock, ownership)
-        self._loader = Loader(slots, runner, store)
+        self._loader = Loader(slots, runner, store, model.signature.state_bytes)
         self._admission = Admission(
             model,
             slots,
