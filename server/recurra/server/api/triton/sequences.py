@@ -53,13 +53,14 @@ def asked(request: service_pb2.ModelInferRequest) -> Asked:
 
 
 def names(front: Front, asked: Asked, sent: dict[str, Array]) -> list[str]:
-    """The id of each row's sequence; takes the input that names them out of `sent`."""
+    """The id of each row's sequence; takes the input that names them out of `sent`.
+
+    A sequence_id beside that input says nothing: clients send the flags only with one.
+    """
     if SEQUENCE_IDS in sent and SEQUENCE_IDS not in front.inputs:
         column = sent.pop(SEQUENCE_IDS)
         if column.dtype != object or column.ndim not in (1, 2) or column.size != len(column):
             raise InvalidArgument(f"input '{SEQUENCE_IDS}' is BYTES of shape [N] or [N, 1]")
-        if asked.sequence:
-            raise InvalidArgument(f"a sequence_id beside the input '{SEQUENCE_IDS}'")
         try:
             found = [name.decode() for name in column.ravel().tolist()]
         except UnicodeDecodeError:
