@@ -61,6 +61,7 @@ class ModelConfig:
         durability: what an acknowledgement means.
         provider: that runs it, one of PROVIDERS; None: the server's.
         tf32: on a GPU, products may round their inputs to 10 bits.
+        retry_by_id: a request of Triton's protocol that repeats the last one's id and input is a retry of it.
         sha256, start_sha256: hex digests that model.onnx and start.onnx must have, None for any.
 
     """
@@ -73,6 +74,7 @@ class ModelConfig:
     durability: str = "committed"
     provider: str | None = None
     tf32: bool = False
+    retry_by_id: bool = False
     sha256: str | None = None
     start_sha256: str | None = None
 
@@ -102,6 +104,7 @@ def parse(text: str) -> ModelConfig:
         durability=table.take("durability", toml.durability, "committed"),
         provider=table.take("provider", toml.provider, None),
         tf32=table.take("tf32", toml.flag, False),
+        retry_by_id=table.take("retry_by_id", toml.flag, False),
         sha256=table.take("sha256", toml.digest, None),
         start_sha256=table.take("start_sha256", toml.digest, None),
     )

@@ -13,14 +13,17 @@ from typing import Any, Final
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from recurra import models
+from recurra.inference import service_pb2
+from recurra.server.api import reflected
 from recurra.server.api.errors import Guard
 from recurra.server.api.inference import Inference
 from recurra.server.api.models import Models
 from recurra.server.api.sessions import Sessions
+from recurra.server.api.triton.servicer import Triton
 from recurra.server.engine.device import Device
 from recurra.server.engine.engine import Engine, Limits
 from recurra.server.engine.pool import PoolRunner
@@ -243,15 +246,16 @@ def _grpc(settings: Settings, served: Served, metrics: Metrics) -> tuple[grpc.ai
             ("grpc.so_reuseport", int(settings.workers > 1)),
         ],
     )
-    guard, files = Guard(metrics), (inference_pb2, session_pb2, model_pb2)
+    guard, files = Guard(metrics), (inference_pb2, session_pb2, model_pb2, service_pb2)
     services = [service for file in files for service in file.DESCRIPTOR.services_by_name.values()]
-    servicers = (Inference(served), Sessions(served), Models(served))
+    servicers = (Inference(served), Sessions(served), Models(served), Triton(served))
     for service, servicer in zip(services, servicers, strict=True):
         server.add_registered_method_handlers(service.full_name, guard.handlers(service, servicer))
     statuses = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(statuses, server)
     names = [*(service.full_name for service in services), health.SERVICE_NAME, reflection.SERVICE_NAME]
-    reflection.enable_server_reflection(names, server)
+    described = [*(service.file for service in services), health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR]
+    reflection.enable_server_reflection(names, server, pool=reflected.pool(described))
     return server, statuses
 
 

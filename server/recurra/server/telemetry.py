@@ -18,6 +18,7 @@ from typing import Final, Literal, TextIO, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
 from recurra.server.settings import split_address
+from recurra.server.statistics import Statistics
 
 Field = str | float | Path | BaseException | None
 Kind = Literal["predict", "reset", "set_state", "end"]
@@ -98,7 +99,11 @@ def configure(
 
 
 class ModelMetrics:
-    """One model's metrics, their labels resolved once; every method is cheap enough for each batch."""
+    """One model's metrics, their labels resolved once; every method is cheap enough for each batch.
+
+    Attributes:
+        statistics: the same in plain numbers, for who asks over the API.
+    """
 
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._timesteps = metrics.timesteps.labels(model)
@@ -110,6 +115,7 @@ class ModelMetrics:
         self._conflicts = metrics.conflicts.labels(model)
         self._to_host = metrics.state_bytes.labels(model, "to_host")
         self._to_device = metrics.state_bytes.labels(model, "to_device")
+        self.statistics = Statistics()
 
     def count_timesteps(self, timesteps: int) -> None:
         self._timesteps.inc(timesteps)

@@ -136,6 +136,24 @@ async def test_an_owner_that_died_is_waited_for_no_longer_than_its_lease(a, b):
     assert (await stepper.step(b, checkpointed=False)).position == 3
 
 
+async def test_an_owner_whose_clock_was_days_ahead_is_waited_for_no_longer_than_others(a, b):
+    stepper = Stepper()
+    a.clock.ahead_seconds = 3 * 86_400
+    await stepper.step(a, 2)
+    await a.stop()
+    assert (await stepper.step(b, checkpointed=False)).position == 3
+
+
+@pytest.mark.parametrize("days", [-3, 3])
+async def test_a_session_that_pauses_is_let_go_though_the_clock_was_stepped(here, b, days):
+    a = await here.replica(checkpoint_seconds=SOON)
+    stepper = Stepper()
+    await stepper.step(a, 5)
+    a.clock.stepped_seconds = days * 86_400
+    await until(lambda: _free(a))
+    assert (await stepper.step(b, checkpointed=False)).position == 6
+
+
 async def test_a_drain_writes_all_and_lets_it_go(a, b):
     steppers = [Stepper(name) for name in "stuvw"]
     for stepper in steppers:

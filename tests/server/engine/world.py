@@ -32,6 +32,7 @@ from recurra.server.store import record
 from recurra.server.store.sessions import RedisStore
 from recurra.server.telemetry import Metrics
 from recurra.wire.errors import StoreUnavailable
+from tests.proxy import Proxy
 
 Array = np.ndarray
 
@@ -140,16 +141,16 @@ class GatedRunner:
 
 
 class Clock:
-    """The real time, and what a test puts on top."""
+    """The real time, and what a test puts on top; `stepped_seconds` only on the time of day."""
 
     def __init__(self) -> None:
-        self.ahead_seconds = 0.0
+        self.ahead_seconds, self.stepped_seconds = 0.0, 0.0
 
     def monotonic(self) -> float:
         return time.monotonic() + self.ahead_seconds
 
     def time(self) -> float:
-        return time.time() + self.ahead_seconds
+        return time.time() + self.ahead_seconds + self.stepped_seconds
 
 
 @dataclass
@@ -267,46 +268,6 @@ class Replica:
         await asyncio.wait([self.task])
 
 
-class Wire:
-    """The way between a pipe and the store. `swallow` replies, and `cut` what is connected."""
-
-    def __init__(self) -> None:
-        self.swallow = False
-        self._writers: list[asyncio.StreamWriter] = []
-
-    @asynccontextmanager
-    async def laid(self, store_socket: str, socket: str) -> AsyncIterator[Wire]:
-        self._to = store_socket
-        async with await asyncio.start_unix_server(self._connected, socket):
-            yield self
-            self.cut()
-
-    def cut(self) -> None:
-        """Break the connections, and let the next ones be whole."""
-        self.swallow = False
-        for writer in self._writers:
-            writer.close()
-        self._writers.clear()
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        from_store, to_store = await asyncio.open_unix_connection(self._to)
-        self._writers += writer, to_store
-        try:
-            await asyncio.gather(self._pump(reader, to_store), self._pump(from_store, writer, reply=True))
-        finally:
-            writer.close()
-            to_store.close()
-
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, reply: bool = False) -> None:
-        try:
-            while data := await reader.read(1 << 16):
-                if not (reply and self.swallow):
-                    writer.write(data)
-        except ConnectionError:
-            pass
-        writer.close()
-
-
 class World:
     """One store, and replicas of the engine on it."""
 
@@ -338,11 +299,12 @@ class World:
         self._stack.push_async_callback(made.stop)
         return made
 
-    async def wired(self, folder: Any) -> tuple[Replica, Wire]:
+    async def wired(self, folder: Any) -> tuple[Replica, Proxy]:
         """A replica whose wire to the store is the test's."""
-        socket = f"{folder}/wire.sock"
-        wire = await self._stack.enter_async_context(Wire().laid(self.url.removeprefix("unix://"), socket))
-        return await self.replica(url=f"unix://{socket}"), wire
+        wire = await self._stack.enter_async_context(
+            Proxy(self.url.removeprefix("unix://")).laid(f"{folder}/wire.sock")
+        )
+        return await self.replica(url=f"unix://{wire.address}"), wire
 
     async def forget(self) -> None:
         """The store loses everything."""

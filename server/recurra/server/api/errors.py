@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -44,8 +45,12 @@ class Guard:
                 return await behaviour(request if streams else parse(request), context)
             except Exception as error:  # noqa: BLE001 # see _told
                 told = _told(error, name)
-                code = told.code.name
-                await self._abort(context, told)
+                code, ending = told.code.name, self._aborted(context, told)
+                del (
+                    request,
+                    context,
+                )  # the call keeps what ends it, and so this frame: only the collector would free both
+                await ending
             except BaseException:
                 code = "CANCELLED"
                 raise
@@ -56,18 +61,23 @@ class Guard:
             return grpc.stream_stream_rpc_method_handler(guarded, parse, write)
         return grpc.unary_unary_rpc_method_handler(guarded, None, write)
 
-    async def _abort(self, context: Context, error: RecurraError) -> None:
+    def _aborted(self, context: Context, error: RecurraError) -> Awaitable[None]:
+        """To be awaited: the call ends with this error."""
         self._metrics.count_error(error.reason)
         status = to_status(error)
         status.message = status.message[:_LONGEST_MESSAGE]
-        await context.abort(error.code, status.message, (("grpc-status-details-bin", status.SerializeToString()),))
+        return context.abort(error.code, status.message, (("grpc-status-details-bin", status.SerializeToString()),))
 
 
 def _told(error: Exception, method: str) -> RecurraError:
     """What the caller is told; a fault of the server is logged, and nobody else's."""
+    if not isinstance(error, RecurraError | DecodeError):
+        _log.exception("request.failed", method=method)
+    # Frames hold the request, and some of them what holds the error: only the collector would free that.
+    traceback.clear_frames(error.__traceback__)
+    error.__traceback__ = error.__context__ = None
     if isinstance(error, RecurraError):
         return error
     if isinstance(error, DecodeError):
         return InvalidArgument("the request is not a valid message")
-    _log.exception("request.failed", method=method)
     return RecurraError(f"the server failed on this request: {type(error).__name__}")

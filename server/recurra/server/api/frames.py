@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any, Final, NamedTuple
 
 import grpc.aio
@@ -75,9 +76,11 @@ class FrameStream:
 
     async def _read(self, requests: AsyncIterator[inference_pb2.StreamPredictRequest]) -> None:
         try:
-            with self._served.until_stopping():
-                async for request in requests:
-                    await self._take(request)
+            messages: Any = aiter(requests)  # a generator: grpc.aio leaks it and its last message if nobody closes it
+            async with aclosing(messages) as incoming:
+                with self._served.until_stopping():
+                    async for request in incoming:
+                        await self._take(request)
         finally:
             self._done.put_nowait(None)
 
@@ -107,12 +110,12 @@ class FrameStream:
         if len(bind.handles) != len(bind.sessions):
             raise InvalidArgument(f"{len(bind.handles)} handles for {len(bind.sessions)} sessions")
         self._frame_handles = b""
-        for handle, name in zip(bind.handles, bind.sessions, strict=True):
+        for handle, name in zip(bind.handles, map(operations.session_name, bind.sessions), strict=True):
             if handle >= MAX_HANDLES:
                 raise InvalidArgument(f"handle {handle}: handles are below {MAX_HANDLES}")
             if handle in self._names or name in self._bound_names:
                 raise InvalidArgument(f"handle {handle} or session '{name}' is bound already")
-            self._names[handle] = operations.session_name(name)
+            self._names[handle] = name
             self._bound_names.add(name)
             self._uses[handle] = _NO_SLOT_YET
 

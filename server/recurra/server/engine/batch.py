@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recurra.server.engine.digest import digests
-from recurra.server.engine.operation import Block
+from recurra.server.engine.operation import Block, Create
 from recurra.server.engine.scheduler import Part
 from recurra.server.engine.seams import Given
 
@@ -22,6 +22,7 @@ class Batch:
     Attributes:
         head: a block that stands for all of them in what the key covers.
         sequences, creates, told_expire_ms, ttl_ms: (N,) the blocks' own, or (1,) where there is one block.
+        anew: who begins the session anew, likewise.
         lengths: (N,) timesteps of each row, where they differ and the inputs are padded; None where all have head's.
         epochs: (N,) the slots' when the rows were admitted: a slot that was given up since has another.
     """
@@ -42,6 +43,7 @@ class Batch:
         if len(parts) > 1:
             scalars, self._salts = scalars.repeat(counts, 1), self._salts.repeat(counts)
         self.sequences, self.creates, self.told_expire_ms, self.ttl_ms = scalars
+        self.anew: NDArray[np.bool_] = self.creates == Create.ANEW
 
     def __len__(self) -> int:
         return len(self.slots)

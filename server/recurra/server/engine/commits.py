@@ -17,7 +17,7 @@ from recurra.server.engine import reply
 from recurra.server.engine.batch import Batch
 from recurra.server.engine.heads import advanced
 from recurra.server.engine.judge import gone
-from recurra.server.engine.operation import Block, Create, Kind
+from recurra.server.engine.operation import Block, Create
 from recurra.server.engine.ownership import Ownership
 from recurra.server.engine.pending import Pending
 from recurra.server.engine.scheduler import Part
@@ -106,13 +106,13 @@ class Commits:
 
         `rebased`: (N,) bool, whose position starts from 0.
         """
-        slots, kind, now_ms = batch.slots, batch.head.kind, int(self._clock.time() * 1000)
+        slots, closes, now_ms = batch.slots, batch.head.closes, int(self._clock.time() * 1000)
         before = self._slots.heads(slots)
         new = advanced(before, batch, rebased, now_ms=now_ms)
-        self._slots.ttl_ms[slots] = TOMBSTONE_MS if kind is Kind.END else batch.ttl_ms
+        self._slots.ttl_ms[slots] = TOMBSTONE_MS if closes else batch.ttl_ms
         new["identity"], new["name_bytes"] = self._slots.identities[slots], self._slots.name_bytes[slots]
         new["layout"], new["reply_tag"] = self._layout, self._reply_tag
-        mine = (self._slots.owned[slots] | self._ownership.claims(batch, before, now_ms)) & (kind is not Kind.END)
+        mine = (self._slots.owned[slots] | self._ownership.claims(batch, before, now_ms)) & (not closes)
         self._slots.stands(slots, new, sent=False)
         return Draft(batch, new, mine, now_ms)
 
@@ -127,7 +127,7 @@ class Commits:
         kept = reply.pack(outputs + states, rows=len(batch))
         if not kept.shape[1] and outputs:
             new["flags"] |= record.REPLY_DROPPED
-        if batch.head.kind is Kind.END:
+        if batch.head.closes:
             state = state[:, :0]
         told = {"batch": batch, "epochs": batch.epochs, "outputs": outputs, "states": states}
         self._send(batch.slots, new, state, kept, draft.mine, now_ms=draft.now_ms, **told)
@@ -261,6 +261,8 @@ class Commits:
 
     def _missing(self, block: Block, row: int, expire_ms: int) -> RecurraError | None:
         """The session was there when the operation was run. None: it expired, and the operation may begin it anew."""
+        if block.create is Create.ANEW:
+            return None
         now_ms = int(self._clock.time() * 1000)
         anew = now_ms >= expire_ms and block.create is not Create.NEVER and not block.afters[row].any()
         return None if anew else gone(expire_ms, now_ms)

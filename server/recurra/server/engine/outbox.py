@@ -73,7 +73,10 @@ class Outbox:
         else:
             self._keep(outcome.only(owned), at_once=True)
             self._keep(outcome.only(~owned), at_once=False)
-        self._metrics.observe_stage("pack", self._clock.monotonic() - began)
+        packing = self._clock.monotonic() - began
+        self._metrics.observe_stage("pack", packing)
+        if outcome.batch.head.kind is Kind.PREDICT:
+            self._metrics.statistics.packed(len(outcome.batch), packing)
 
     def send(self) -> None:
         """Send what was prepared: once the next batch is being run, or at once where there is none."""
@@ -110,5 +113,5 @@ class Outbox:
         else:
             self._unsent.append((self._commits.prepare(batch, outcome.rebased), outputs, told, states))
             self._runner.scatter(batch.slots, states)
-            if batch.head.kind is Kind.END:  # what comes next under this name starts fresh
+            if batch.head.closes:  # what comes next under this name starts fresh
                 self._runner.scatter(batch.slots, self._runner.gather(np.zeros(len(batch), np.intp)))
