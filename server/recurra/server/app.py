@@ -38,7 +38,6 @@ from recurra.server.trials import attempt
 from recurra.v1 import inference_pb2, model_pb2, session_pb2
 from recurra.wire.errors import StoreUnavailable
 
-_SLAB_BYTES: Final = 1 << 30  # per model; sessions beyond it are read from the store again
 _HANDSHAKE_MS: Final = 3_000
 _PING_MS: Final = 4_000  # the SDK asks every five seconds whether a replica lives
 _STREAMS_PER_CONNECTION: Final = 4_096
@@ -195,9 +194,11 @@ async def _load(
             served.refused[name] = str(error)
             _log.error("model.refused", model=name, error=error)
             continue
-        slots = max(1, min(settings.slots, _SLAB_BYTES // max(1, model.signature.state_bytes)))
+        slots = max(1, min(settings.slots, settings.state_memory_bytes // max(1, model.signature.state_bytes)))
         mine = metrics.for_model(name)
-        runner = await asyncio.to_thread(_runner, model, device, settings.states, slots + 1, mine)
+        runner = await asyncio.to_thread(_runner, model, device, settings, slots + 1, mine)
+        if settings.cuda_graphs == "on" and isinstance(runner, PoolRunner) and model.program.session.on_gpu:
+            _log.info("timesteps.recorded", model=name, failure=await runner.record())
         limits = Limits(queue=settings.queue_limit, slots=slots, checkpoint_seconds=settings.checkpoint_seconds)
         served.engines[name] = Engine(model, runner, store, SystemClock(), mine, limits=limits)
         _log.info(
@@ -218,9 +219,9 @@ async def _load(
     return served
 
 
-def _runner(model: models.Model, device: Device, states: str, slots: int, metrics: ModelMetrics) -> Runner:
+def _runner(model: models.Model, device: Device, settings: Settings, slots: int, metrics: ModelMetrics) -> Runner:
     """With the states on the device where that is asked for and the graph allows it, else on the host."""
-    if states == "device" or (states == "auto" and model.program.session.on_gpu):
+    if settings.states == "device" or (settings.states == "auto" and model.program.session.on_gpu):
         try:
             return PoolRunner(model, device, slots=slots, metrics=metrics)
         except models.ModelRefused as error:
