@@ -116,6 +116,7 @@ async def test_a_run_that_fails_leaves_its_places_and_all_states(small, device):
     slots = np.array([1, 2, 3])
     step = await runner.run([np.ones((3, 1, 2), np.float32)], runner.gather(slots))
     runner.scatter(slots, step.states)
+    await let_go(device)
     before, free = runner.gather(slots).to_bytes().tobytes(), runner.free
     bad = np.zeros((3, 1, 2), np.float32)
     bad[1, 0, 0] = 2000
