@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from recurra.models import Model, ModelRefused, Pool, PoolProgram, load
-from recurra.models.pool import FIRST, FRESH, SCRATCH, buckets
+from recurra.models.pool import FIRST, FRESH, SCRATCH, _profiles, buckets
 from recurra.models.pooled import pooled
 from recurra.models.samples import Samples
 
@@ -208,3 +208,15 @@ def test_what_cannot_be_recorded_says_why(name: str, why: str, tmp_path: Path):
     model = made(name, tmp_path)
     pool = Pool(model.signature, model.program.session, PLACES)
     assert PoolProgram(model.program, pool, 4).record() == why
+
+
+def test_tensorrt_is_told_the_sizes_that_come(tmp_path: Path):
+    model = made("time_first", tmp_path)
+    pool = Pool(model.signature, model.program.session, PLACES)
+    program = PoolProgram(model.program, pool, 8)
+    told = _profiles(model.program, program._form, pool, 8)
+    assert told["trt_profile_min_shapes"] == "recurra_places:1x2,recurra_pool_float32:14x16,x:1x1x3"
+    assert told["trt_profile_opt_shapes"] == "recurra_places:8x2,recurra_pool_float32:14x16,x:1x8x3"
+    assert told["trt_profile_max_shapes"] == "recurra_places:8x2,recurra_pool_float32:14x16,x:32x8x3"
+    names = set(program._session.inputs)
+    assert all({each.split(":")[0] for each in value.split(",")} == names for value in told.values())

@@ -53,6 +53,14 @@ def test_tf32_is_off_unless_the_model_asks_for_it():
     assert stack("cpu", tf32=True) == [CPU]
 
 
+def test_tensorrt_keeps_its_engines_and_is_told_sizes():
+    (name, told), *_ = stack("tensorrt", profiles={"trt_profile_min_shapes": "x:1x1x3"})
+    assert (name, told["trt_engine_cache_enable"], told["trt_timing_cache_enable"]) == (TENSORRT, "1", "1")
+    assert told["trt_engine_cache_path"].endswith("recurra/tensorrt")
+    assert "~" not in told["trt_engine_cache_path"]
+    assert told["trt_profile_min_shapes"] == "x:1x1x3"
+
+
 def test_rounded_products_are_compared_with_more_patience():
     ones, near = graphs.np.ones(3, "f4"), graphs.np.full(3, 1.001, "f4")
     assert not compare([near], [ones])[1]

@@ -26,6 +26,7 @@ Places = NDArray[np.int64]
 FRESH: Final = 0  # the place of the fresh state: nobody writes there
 SCRATCH: Final = 1  # where rows that only fill up a batch write
 FIRST: Final = 2  # of the places that sessions get
+_PIECE: Final = 32  # timesteps; a longer chunk comes in pieces
 _MOST_BOUND: Final = 64  # shapes
 
 
@@ -138,8 +139,9 @@ class PoolProgram:
         self._program, self._pool = program, pool
         model = onnx.load_model_from_string(program.session.model)
         self._form: Pooled = pooled(model, program.layout)
-        self._session = program.session.another(self._form.model)
         self._buckets = buckets(max_batch)
+        profiles = _profiles(program, self._form, pool, max_batch)
+        self._session = program.session.another(self._form.model, profiles=profiles)
         self._bound: OrderedDict[Any, tuple[Places, Bound]] = OrderedDict()
         self._recorded: dict[Any, tuple[Places, Bound]] = {}
         self._outputs = [port.spec.name for port in program.layout.outputs]
@@ -297,6 +299,28 @@ class PoolProgram:
         drifts = [group.drift for group in self._form.groups if group.drift]
         rows = [group.rows for group in self._form.groups] if fetch else []
         return [*self._outputs, *drifts, *rows]
+
+
+def _profiles(program: Program, form: Pooled, pool: Pool, max_batch: int) -> dict[str, str]:
+    """TensorRT's least, usual and largest sizes: of a timestep of one session up to a piece of the largest batch.
+
+    Empty where an input has a size that may be any.
+    """
+    specs = program.layout.signature().inputs
+    if any(None in spec.shape for spec in specs) or program.layout.constants:
+        return {}
+    longest = 1 if program.layout.stepwise else _PIECE
+    found = {}
+    for name, rows, timesteps in (("min", 1, 1), ("opt", max_batch, 1), ("max", max_batch, longest)):
+        shapes = {form.places: (rows, 2)} | {group.pool: pool.buffers[group.dtype].shape() for group in form.groups}
+        for port in program.layout.inputs:
+            timed = port.spec.has_time_axis and not (program.layout.stepwise and port.time_axis is None)
+            came = np.empty((rows, *([timesteps] if timed else []), *(n or 0 for n in port.spec.shape)), np.bool_)
+            there = form.came.get(port.spec.name, port.spec.name)
+            shapes[there] = (came if port.context else port.to_graph(came)).shape
+        each = (f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
+        found[f"trt_profile_{name}_shapes"] = ",".join(each)
+    return found
 
 
 def buckets(max_batch: int) -> tuple[int, ...]:

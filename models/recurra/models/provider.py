@@ -6,9 +6,11 @@ The runtime lists providers that it was built with, GPU or no GPU: whether one w
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -28,6 +30,7 @@ CPU: Final = "CPUExecutionProvider"
 CUDA: Final = "CUDAExecutionProvider"
 TENSORRT: Final = "TensorrtExecutionProvider"
 PROVIDERS: Final = ("auto", "cuda", "tensorrt", "cpu")
+_ENGINES: Final = "~/.cache/recurra/tensorrt"
 _GPU: Final = {"cuda": CUDA, "tensorrt": TENSORRT}
 
 
@@ -58,18 +61,34 @@ def choose(provider: str) -> Choice:
     return Choice(provider, f"a node ran on {name}")
 
 
-def stack(provider: str, *, tf32: bool = False, cuda: Mapping[str, str] | None = None) -> list[Any]:
+def stack(
+    provider: str,
+    *,
+    tf32: bool = False,
+    cuda: Mapping[str, str] | None = None,
+    profiles: Mapping[str, str] | None = None,
+) -> list[Any]:
     """The runtime's providers with their options, in order of preference, for what `choose` gave.
 
-    `cuda`: further options of the CUDA provider.
+    Args:
+        provider: as `choose` gave it.
+        tf32: see Session.
+        cuda: further options of the CUDA provider.
+        profiles: TensorRT's: the sizes that an engine is built for.
+
     """
     options = {  # "HEURISTIC": an exhaustive search is made again for each new shape
         "use_tf32": str(int(tf32)),
         "cudnn_conv_algo_search": "HEURISTIC",
         **(cuda or {}),
     }
-    preferred: dict[str, list[Any]] = {"cpu": [], "cuda": [(CUDA, options)], "tensorrt": [TENSORRT, (CUDA, options)]}
-    return [*preferred[provider], CPU]
+    preferred: list[Any] = [] if provider == "cpu" else [(CUDA, options)]
+    if provider == "tensorrt":
+        kept: dict[str, str] = {}
+        for what in ("engine", "timing"):  # building an engine takes minutes
+            kept |= {f"trt_{what}_cache_enable": "1", f"trt_{what}_cache_path": str(Path(_ENGINES).expanduser())}
+        preferred = [(TENSORRT, kept | dict(profiles or {})), *preferred]
+    return [*preferred, CPU]
 
 
 def options(threads: int = 1) -> onnxruntime.SessionOptions:
@@ -81,6 +100,15 @@ def options(threads: int = 1) -> onnxruntime.SessionOptions:
     made.add_session_config_entry("session.intra_op.allow_spinning", "0")
     made.log_severity_level = 4
     return made
+
+
+def _no_driver() -> str:
+    """That there is none; the runtime only says that its nodes are left to the CPU."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        return f"there is no NVIDIA driver: {error}"
+    return ""
 
 
 @cache
@@ -102,7 +130,7 @@ def _failure(name: str) -> str:
         session = onnxruntime.InferenceSession(model.SerializeToString(), alone, providers=[name], enable_fallback=0)
         found = session.run(None, {"x": np.ones(1, np.float32)})[0].tolist() if name in session.get_providers() else []
     except ERRORS as error:
-        return (printed.getvalue() or str(error)).strip().splitlines()[0][:300]
+        return (printed.getvalue() or _no_driver() or str(error)).strip().splitlines()[0][:300]
     finally:
         onnxruntime.set_default_logger_severity(2)
     return "" if found == [2.0] else f"{name} did not run a node"

@@ -39,7 +39,14 @@ class Session:
     """
 
     def __init__(
-        self, model: bytes, provider: str, threads: int = 1, *, tf32: bool = False, cuda_graphs: bool = False
+        self,
+        model: bytes,
+        provider: str,
+        threads: int = 1,
+        *,
+        tf32: bool = False,
+        cuda_graphs: bool = False,
+        profiles: Mapping[str, str] | None = None,
     ) -> None:
         """Raises ModelRefused if the runtime refuses the graph, or `provider` does not work here.
 
@@ -48,6 +55,7 @@ class Session:
             provider: one of PROVIDERS.
             threads: that one run uses.
             tf32: products on a GPU may round their inputs to 10 bits.
+            profiles: the sizes that TensorRT builds an engine for.
             cuda_graphs: a run that is bound with a number is recorded, and played from then on.
 
         """
@@ -56,7 +64,7 @@ class Session:
         self.model, self.threads = model, threads
         self._asked = provider, threads, tf32
         more = {"enable_cuda_graph": "1"} if cuda_graphs else {}
-        providers = stack(choose(provider).provider, tf32=tf32, cuda=more)
+        providers = stack(choose(provider).provider, tf32=tf32, cuda=more, profiles=profiles)
         try:
             self._session = onnxruntime.InferenceSession(model, told, providers=providers, enable_fallback=0)
         except ERRORS as error:
@@ -68,10 +76,10 @@ class Session:
         self.nodes: dict[str, int] = dict(Counter(node.provider for node in self.assigned))
         self._largest = 0  # bytes fed to one run since the arena was shrunk
 
-    def another(self, model: bytes, *, cuda_graphs: bool = False) -> Self:
+    def another(self, model: bytes, *, cuda_graphs: bool = False, profiles: Mapping[str, str] | None = None) -> Self:
         """A session of another graph, on the same terms."""
         provider, threads, tf32 = self._asked
-        return type(self)(model, provider, threads, tf32=tf32, cuda_graphs=cuda_graphs)
+        return type(self)(model, provider, threads, tf32=tf32, cuda_graphs=cuda_graphs, profiles=profiles)
 
     @property
     def on_gpu(self) -> bool:
