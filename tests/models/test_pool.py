@@ -13,6 +13,7 @@ from recurra.models import Model, ModelRefused, Pool, PoolProgram, load
 from recurra.models.pool import FIRST, FRESH, SCRATCH, _profiles, buckets
 from recurra.models.pooled import pooled
 from recurra.models.samples import Samples
+from recurra.models.session import Bound
 
 Built = onnx.ModelProto
 PLACES = 14
@@ -220,3 +221,22 @@ def test_tensorrt_is_told_the_sizes_that_come(tmp_path: Path):
     assert told["trt_profile_max_shapes"] == "recurra_places:8x2,recurra_pool_float32:14x16,x:32x8x3"
     names = set(program._session.inputs)
     assert all({each.split(":")[0] for each in value.split(",")} == names for value in told.values())
+
+
+def test_what_the_runtime_does_not_record_is_run_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = made("lstm", tmp_path)
+    pool = Pool(model.signature, model.program.session, PLACES)
+    program = PoolProgram(model.program, pool, 4)
+    run = Bound.run
+
+    def unable(bound: Bound) -> list[np.ndarray]:
+        if bound._options is not None:
+            raise RuntimeError("no such kernel in a graph")
+        return run(bound)
+
+    monkeypatch.setattr(Bound, "run", unable)
+    assert program.record() == "the runtime does not record it: no such kernel in a graph"
+    inputs = Samples(model.signature).inputs(2, 1)
+    outputs, _ = model.program.run(inputs, Samples(model.signature).fresh(2))
+    result = program.run(inputs, [np.full(2, FRESH), np.array([2, 3])], fetch=False)
+    np.testing.assert_array_equal(result.outputs[0], outputs[0])

@@ -17,7 +17,7 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 from recurra.models.graph import subgraphs
 from recurra.models.pooled import Pooled, groups, pooled
 from recurra.models.program import Program
-from recurra.models.provider import CPU
+from recurra.models.provider import CPU, ERRORS
 from recurra.models.session import Bound, Session
 from recurra.models.signature import Array, Signature
 
@@ -191,13 +191,20 @@ class PoolProgram:
         if reason:
             return reason
         session = self._program.session.another(self._form.model, cuda_graphs=True)
+        try:
+            self._record_all(session)
+        except ERRORS as error:
+            self._recorded.clear()
+            return f"the runtime does not record it: {error}"
+        return ""
+
+    def _record_all(self, session: Session) -> None:
         specs, ones = self._program.layout.signature().inputs, {True: (1,), False: ()}
         for number, size in enumerate(self._buckets):
             inputs = [np.zeros((size, *ones[s.has_time_axis], *(n or 0 for n in s.shape)), s.dtype) for s in specs]
             fed = self._fed(self._program.step(inputs, 0) if self._program.layout.stepwise else inputs)
             for fetch in (False, True):
                 self._record(session.bound(1 + 2 * number + fetch), session, fed, size, fetch=fetch)
-        return ""
 
     def _record(self, bound: Bound, session: Session, fed: Mapping[str, Array], size: int, *, fetch: bool) -> None:
         places = np.full((size, 2), (FRESH, SCRATCH))
