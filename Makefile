@@ -35,8 +35,9 @@ $(READY): pyproject.toml constraints.txt
 demo: setup
 	@$(BIN)/python -m bench.demo
 
+# A file's tests stay together: they share its servers.
 test: setup
-	$(BIN)/pytest $(PYTEST)
+	$(BIN)/pytest -n auto --dist loadfile $(PYTEST)
 
 # Real processes that are killed, suspended, cut off and filled up for a minute or two, and every answer checked. What it
 # finds is in tests/chaos/results.json. CHAOS='--seed 7 --seconds 120'
