@@ -73,6 +73,7 @@ MALFORMED = {
     "replicas": ["0", "two"],
     "data": ["", "/etc/hostname"],
     "provider": ["", "gpu", "CUDA"],
+    "states": ["", "gpu"],
     "workers": ["", "0", "all", "1025"],
     "model_control": ["", "poll"],
     "threads": ["0", "auto"],
