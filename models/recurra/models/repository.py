@@ -206,7 +206,7 @@ def _tested(session: Session, prepared: Prepared, layout: Layout) -> SelfTest:
             batchable=layout.batchable,
             looks_back=looks_back(graph),
             blanks=blanks(graph),
-            sure=[pair.name for pair in prepared.pairs if pair.origin == "lifted"],
+            sure=[pair.name for pair in prepared.pairs if pair.origin in ("lifted", "control")],
         )
     except ChunksDiffer as error:
         node = culprit(prepared.content, program)
