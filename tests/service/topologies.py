@@ -25,17 +25,17 @@ class Node:
     """A Valkey, or a sentinel, on a port of its own."""
 
     def __init__(self, folder: Path, port: int, *lines: str, words: tuple[str, ...] = ()) -> None:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.port, self._file, self._words = port, folder / "valkey.conf", words
         self._file.write_text("\n".join([f"port {port}", f"dir {folder}", f"logfile {folder}/log", *lines]) + "\n")
         self.client = redis.Redis(port=port, retry=Retry(NoBackoff(), 0), socket_timeout=5, decode_responses=True)
         self.start()
 
-    def start(self) -> None:
-        """With what it wrote into its folder when it lived before."""
+    def start(self, *words: str) -> None:
+        """With what it wrote into its folder when it lived before; `words`: options for this life."""
         self.process = subprocess.Popen(
-            [str(get_binary_path()), str(self._file), *self._words],
+            [str(get_binary_path()), str(self._file), *self._words, *words],
             restore_signals=False,  # a file that may not grow is then an error, as on a full disk, and no signal
         )
         eventually(lambda: self.ask("PING") is not None)

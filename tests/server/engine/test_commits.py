@@ -360,6 +360,24 @@ async def test_a_session_that_has_expired_may_begin_anew(here, a, b, elsewhere):
     same(told.y, x(2))
 
 
+@pytest.mark.parametrize("named", [True, False])
+async def test_a_session_that_expires_between_its_run_and_its_commit_is_expired_or_begins_anew(here, a, named):
+    base = await a.predict("s", x(0)).answer()
+    commit = a.store.hold("commit")
+    call = a.predict("s", x(1), after=base.last_id if named else bytes(16))
+    await commit.here()
+    await here.forget()
+    a.clock.stepped_seconds = 100_000.0
+    commit.open()
+    if named:
+        assert type(await refused(call)) is SessionExpired
+        assert await a.engine.reader.look("s") is None
+    else:
+        told = await call.answer()
+        assert (told.position, told.created) == (1, True)
+        same(told.y, x(1))
+
+
 async def test_a_session_that_never_was_is_not_found_where_it_may_not_begin(a):
     assert type(await refused(a.predict("s", x(0), create=Create.NEVER))) is SessionNotFound
     assert type(await refused(a.predict("s", x(0), after=new_id()))) is SessionNotFound
