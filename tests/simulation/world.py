@@ -21,7 +21,6 @@ from tests.simulation.oracle import Stored, Truth, Vague, Violation, unpacked
 from tests.simulation.plan import Plan
 from tests.simulation.replica import Replica
 from tests.simulation.store import Cluster
-from tests.simulation.writers import Writer
 
 _PATIENCE_SECONDS: Final = 900.0  # of virtual time, for what must come to an end once all is well
 _CALM: Final = Weather()

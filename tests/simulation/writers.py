@@ -29,7 +29,7 @@ from recurra.wire.errors import (
 )
 from recurra.wire.tensors import to_array, to_tensor
 from tests.simulation import chain
-from tests.simulation.oracle import Truth, Violation
+from tests.simulation.oracle import Violation
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
