@@ -1,4 +1,4 @@
-# make demo | test | parity | lint | sdk-alone | bench | proto | setup | clean. Everything installs into .venv by itself.
+# make demo | test | fuzz | parity | lint | sdk-alone | bench | proto | setup | clean. Everything installs into .venv by itself.
 PYTHON ?= python3
 PYTEST ?=
 VENV := .venv
@@ -14,7 +14,9 @@ protoc = $(BIN)/python -m grpc_tools.protoc -I proto -I "$(packages)" $(1) $(PRO
 stubs = $(call protoc,--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 	--python_out="$(1)" --grpc_python_out="$(1)" --mypy_out=quiet:"$(1)" --mypy_grpc_out=quiet:"$(1)")
 
-.PHONY: setup export-setup parity demo test sdk-alone lint lint-python lint-proto proto bench clean
+MINUTES ?= 10
+
+.PHONY: setup export-setup parity demo test fuzz sdk-alone lint lint-python lint-proto proto bench clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -32,6 +34,10 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest $(PYTEST)
+
+# The fuzz of `make test` again and again, with other examples each time.
+fuzz: setup
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 # The frameworks have an environment of their own: they take 3 GB.
 export-setup: $(EXPORT)/.ready
