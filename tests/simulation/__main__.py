@@ -1,7 +1,7 @@
 import argparse
 import time
 
-from tests.simulation.world import failed, simulate
+from tests.simulation.world import simulate
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()

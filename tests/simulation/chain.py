@@ -15,7 +15,8 @@ from typing import Any, Final
 import numpy as np
 
 from recurra.models import Model, ModelConfig, SelfTest, Signature, StateSpec, TensorSpec
-from recurra.server.engine.seams import Step
+from recurra.server.engine.runner import HostStates
+from recurra.server.engine.seams import Given, Step
 
 Array = np.ndarray
 NAME: Final = "chain"
@@ -70,22 +71,36 @@ class Runner:
         self._random, self._failures = random, failures
         self._slab = np.full(slots, FRESH, _INT)
 
-    def gather(self, slots: Array) -> list[Array]:
-        return [self._slab[slots]]
+    def gather(self, slots: Array, given: Sequence[Given] = ()) -> HostStates:
+        state = self._slab[slots]
+        for _, rows, values in given:
+            state[rows] = values
+        return HostStates(SIGNATURE.states, [state])
 
-    def scatter(self, slots: Array, states: Sequence[Array]) -> None:
-        self._slab[slots] = states[0]
+    def scatter(self, slots: Array, states: HostStates) -> None:
+        (self._slab[slots],) = states.arrays
+
+    def load(self, slots: Array, rows: Array) -> None:
+        self._slab[slots] = np.ascontiguousarray(rows).view(_INT).reshape(-1)
 
     def run(
-        self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None, *, alone: bool = False
+        self,
+        inputs: Sequence[Array],
+        states: HostStates,
+        lengths: Array | None = None,
+        *,
+        fetch: bool = True,
+        alone: bool = False,
     ) -> asyncio.Future[Step]:
         assert lengths is None
         answer: asyncio.Future[Step] = asyncio.get_running_loop().create_future()
         if self._random.random() < self._failures:
             answer.set_exception(RuntimeError("the device failed"))
             return answer
-        outputs = np.array([follow(int(h), xs.tolist()) for h, xs in zip(states[0], inputs[0], strict=True)], _INT)
-        step = Step([outputs], [outputs[:, -1].copy()])
+        outputs = np.array(
+            [follow(int(h), xs.tolist()) for h, xs in zip(states.arrays[0], inputs[0], strict=True)], _INT
+        )
+        step = Step([outputs], HostStates(SIGNATURE.states, [outputs[:, -1].copy()]))
         if alone and self._random.random() < 0.5:
             answer.set_result(step)
         else:
@@ -95,9 +110,3 @@ class Runner:
 
     def start(self, inputs: Sequence[Array]) -> asyncio.Future[dict[int, Array]]:
         raise AssertionError("the chain has no start graph")
-
-    def to_bytes(self, states: Sequence[Array]) -> Array:
-        return np.ascontiguousarray(states[0]).view(np.uint8).reshape(-1, 8).copy()
-
-    def from_bytes(self, rows: Array) -> list[Array]:
-        return [np.ascontiguousarray(rows).view(_INT).reshape(-1)]

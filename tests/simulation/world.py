@@ -21,7 +21,6 @@ from tests.simulation.oracle import Stored, Truth, Vague, Violation, unpacked
 from tests.simulation.plan import Plan
 from tests.simulation.replica import Replica
 from tests.simulation.store import Cluster
-from tests.simulation.writers import Writer
 
 _PATIENCE_SECONDS: Final = 900.0  # of virtual time, for what must come to an end once all is well
 _CALM: Final = Weather()
@@ -69,6 +68,11 @@ class World:
         if self.report.violation is None:
             self.report.violation = f"{type(error).__name__}: {error}{context['message']}"
             self.report.trace += traceback.format_exception(error) if error and not isinstance(error, Violation) else []
+
+    @property
+    def asked(self) -> int:
+        """How many timesteps were asked for."""
+        return self._numbers
 
     def number(self) -> int:
         """One that nothing else has."""
@@ -202,7 +206,8 @@ class World:
             replica.kill()
 
     async def _cut(self) -> None:
-        self.random.choice(self.cluster.links).cut()
+        if self.cluster.links:
+            self.random.choice(self.cluster.links).cut()
 
     async def _part(self) -> None:
         place = self._some()

@@ -29,7 +29,7 @@ from recurra.wire.errors import (
 )
 from recurra.wire.tensors import to_array, to_tensor
 from tests.simulation import chain
-from tests.simulation.oracle import Truth, Violation
+from tests.simulation.oracle import Violation
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -73,7 +73,8 @@ class Writer:
         return [self.world.number() for _ in range(timesteps)]
 
     async def rest(self) -> None:
-        await asyncio.sleep(self.random.choice(self.world.plan.rests))
+        tired = self.world.asked > self.world.plan.operations
+        await asyncio.sleep(0.5 if tired else self.random.choice(self.world.plan.rests))
 
     def say(self, *words: object) -> None:
         self.world.say(type(self).__name__, *words)
@@ -102,7 +103,8 @@ class Writer:
             self.say("asks", name, *_short(xs))
             try:
                 outputs = await ask(chain_input(xs))
-            except RecurraError as error:
+            except RecurraError as failure:
+                error = failure
                 self.say("failed", name, *_short(xs), error.reason, error)
                 truth.failed(error, xs=xs)
                 if not error.retryable or self.happens(0.2):
@@ -470,7 +472,7 @@ class Piper(Writer):
         except RecurraError as error:
             self.say("line failed", self.name, done, sent, error.reason, error)
             if done < length:
-                self.truth.failed(error, lines=chunks[done:sent])
+                self.truth.failed(error, lines=chunks[done : max(sent, done + 1)])
             if isinstance(error, _FOLLOWED):
                 await self.follow()
             return error

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -28,12 +27,11 @@ FIRST: Final = 2  # of the places that sessions get
 _MOST_BOUND: Final = 64  # shapes
 
 
-@dataclass
-class Crossed:
-    """Bytes of states that went over the bus, by direction."""
+class Crossed(NamedTuple):
+    """Bytes of states that went over the bus."""
 
-    to_host: int = 0
-    to_device: int = 0
+    to_host: int
+    to_device: int
 
 
 class Result(NamedTuple):
@@ -55,19 +53,23 @@ class Pool:
 
     Attributes:
         buffers: by dtype, (places, width).
-        crossed: since the start.
     """
 
     def __init__(self, signature: Signature, beside: Session, places: int) -> None:
         """In the memory of the device of the session that it is `beside`."""
         self._signature = signature
         self._groups = groups(signature.states)
-        self.crossed = Crossed()
+        self._to_host = self._to_device = 0
         self._reader, self._writer = beside.another(_reader(self._widths())), beside.another(_writer(self._widths()))
         self.buffers = {dtype: beside.buffer((places, width), dtype) for dtype, width in self._widths().items()}
         fresh = [np.ascontiguousarray(spec.fresh).view(np.uint8).reshape(-1) for spec in signature.states]
         self.write(np.array([FRESH]), np.concatenate(fresh)[None])
-        self.crossed = Crossed()
+        self._to_device = 0
+
+    @property
+    def crossed(self) -> Crossed:
+        """Since the start."""
+        return Crossed(self._to_host, self._to_device)
 
     def read(self, places: Places) -> NDArray[np.uint8]:
         """The states at `places`, (N, state_bytes)."""
@@ -88,12 +90,12 @@ class Pool:
             bound.take(f"pool_{dtype.name}", self.buffers[dtype])
             bound.give(f"written_{dtype.name}", self.buffers[dtype])
         bound.run()
-        self.crossed.to_device += rows.nbytes
+        self._to_device += rows.nbytes
 
     def joined(self, parts: Sequence[Array]) -> NDArray[np.uint8]:
         """(N, state_bytes) out of each group's (N, width)."""
         raw = [np.ascontiguousarray(part).view(np.uint8).reshape(len(part), -1) for part in parts]
-        self.crossed.to_host += sum(part.nbytes for part in raw)
+        self._to_host += sum(part.nbytes for part in raw)
         if len(raw) == 1:
             return raw[0]
         rows = np.empty((len(raw[0]), self._signature.state_bytes), np.uint8)

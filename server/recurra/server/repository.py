@@ -16,7 +16,7 @@ from recurra.server.engine.seams import Clock, Runner, Store
 from recurra.server.served import Served
 from recurra.server.settings import Settings
 from recurra.server.tasks import owned, stop
-from recurra.server.telemetry import Log, Metrics
+from recurra.server.telemetry import Log, Metrics, ModelMetrics
 from recurra.server.trials import attempt
 from recurra.wire.errors import InvalidArgument, ModelNotFound
 
@@ -113,9 +113,10 @@ class Repository:
         provider = models.wanted(folder, settings.provider)
         model = await asyncio.to_thread(models.load, folder, provider=provider, threads=settings.threads)
         slots = max(1, min(settings.slots, _SLAB_BYTES // max(1, model.signature.state_bytes)))
-        runner = await asyncio.to_thread(_runner, model, self._device, settings.states, slots + 1)
+        metrics = self._metrics.for_model(name)
+        runner = await asyncio.to_thread(_runner, model, self._device, settings.states, slots + 1, metrics)
         limits = Limits(queue=settings.queue_limit, slots=slots, checkpoint_seconds=settings.checkpoint_seconds)
-        engine = Engine(model, runner, self._store, self._clock, self._metrics.for_model(name), limits=limits)
+        engine = Engine(model, runner, self._store, self._clock, metrics, limits=limits)
         _log.info(
             "model.loaded",
             model=name,
@@ -132,11 +133,11 @@ class Repository:
         return engine
 
 
-def _runner(model: models.Model, device: Device, states: str, slots: int) -> Runner:
+def _runner(model: models.Model, device: Device, states: str, slots: int, metrics: ModelMetrics) -> Runner:
     """With the states on the device where that is asked for and the graph allows it, else on the host."""
     if states == "device" or (states == "auto" and model.program.session.on_gpu):
         try:
-            return PoolRunner(model, device, slots=slots)
+            return PoolRunner(model, device, slots=slots, metrics=metrics)
         except models.ModelRefused as error:
             _log.warning("states.on_host", model=model.name, reason=error)
     return SlabRunner(model.signature, model.program, device, slots=slots, ragged=model.ragged, start=model.start)

@@ -113,6 +113,8 @@ class ModelMetrics:
         self._queue = metrics.queue_operations.labels(model)
         self._live = metrics.live_sessions.labels(model)
         self._conflicts = metrics.conflicts.labels(model)
+        self._to_host = metrics.state_bytes.labels(model, "to_host")
+        self._to_device = metrics.state_bytes.labels(model, "to_device")
         self.statistics = Statistics()
 
     def count_timesteps(self, timesteps: int) -> None:
@@ -123,6 +125,10 @@ class ModelMetrics:
 
     def count_conflicts(self, conflicts: int = 1) -> None:
         self._conflicts.inc(conflicts)
+
+    def count_state_bytes(self, to_host: int, to_device: int) -> None:
+        self._to_host.inc(to_host)
+        self._to_device.inc(to_device)
 
     def observe_batch(self, sessions: int) -> None:
         self._batch_size.observe(sessions)
@@ -188,6 +194,12 @@ class Metrics:
             "recurra_store_seconds", "Round trips to the store.", ["command"], registry=own, buckets=_STAGE_SECONDS
         )
         self.conflicts = Counter("recurra_conflicts", "Commits refused by compare-and-set.", ["model"], registry=own)
+        self.state_bytes = Counter(
+            "recurra_state_bytes",
+            "Bytes of states copied between the device and the host.",
+            ["model", "direction"],
+            registry=own,
+        )
         self._errors = Counter("recurra_errors", "Errors answered, by reason.", ["reason"], registry=own)
         self._nodes = Gauge(
             "recurra_model_nodes",

@@ -119,6 +119,7 @@ class GatedRunner:
 
     Attributes:
         runs: (rows, timesteps) of each run so far.
+        real: the runner itself.
         spoil: sees the inputs and what a run gave, and may change or refuse it.
     """
 
@@ -126,7 +127,7 @@ class GatedRunner:
         self.gates = Gates()
         self.runs: list[tuple[int, int]] = []
         self.spoil: Callable[[Sequence[Array], Step], Step] = lambda _, step: step
-        self._runner = runner
+        self.real = runner
         self.gather, self.scatter, self.load = runner.gather, runner.scatter, runner.load
         self.start = runner.start
 
@@ -136,7 +137,7 @@ class GatedRunner:
     async def _run(self, inputs: Sequence[Array], *arguments: Any, **more: Any) -> Step:
         self.runs.append((inputs[0].shape[0], inputs[0].shape[1]))
         await self.gates.pass_("run")
-        return self.spoil(inputs, await self._runner.run(inputs, *arguments, **more))
+        return self.spoil(inputs, await self.real.run(inputs, *arguments, **more))
 
 
 class Clock:

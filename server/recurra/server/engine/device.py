@@ -88,3 +88,4 @@ class Device:
     def _serve(self) -> None:
         while (work := self._work.get()) is not None:
             work()
+            del work  # and with it the batch

@@ -7,6 +7,7 @@ fails, or is not kept, leaves everything as it was. A place is free again once i
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from recurra.models.pool import FIRST, FRESH, Crossed, Result
 from recurra.server.engine.device import Device
 from recurra.server.engine.rows import finite, tensors
 from recurra.server.engine.seams import Given, States, Step
+from recurra.server.telemetry import ModelMetrics
 
 Array = NDArray[Any]
 Places = NDArray[np.int64]
@@ -38,8 +40,13 @@ class Lease:
         assert self._mine[at].all()
         self._mine[at] = False
 
-    def __del__(self) -> None:
+    def end(self) -> None:
+        """The rest are free."""
         self._returned.append(self.places[self._mine])
+        self._mine[:] = False
+
+    def __del__(self) -> None:
+        self.end()
 
 
 class PoolStates:
@@ -92,19 +99,24 @@ class PoolStates:
 
 
 class PoolRunner:
-    """A slot's state is at a place in the pool; FRESH is the place of all that have none."""
+    """A slot's state is at a place in the pool; FRESH is the place of all that have none.
 
-    def __init__(self, model: Model, device: Device, *, slots: int) -> None:
+    Attributes:
+        places: how many there are, those that no session gets included.
+    """
+
+    def __init__(self, model: Model, device: Device, *, slots: int, metrics: ModelMetrics | None = None) -> None:
         """Raises ModelRefused where the graph cannot have its states there."""
         self._device, self._start, self.specs = device, model.start, model.signature.states
-        places = FIRST + slots + _BATCHES * model.max_batch
-        self._pool = Pool(model.signature, model.program.session, places)
+        self.places = FIRST + slots + _BATCHES * model.max_batch
+        self._pool = Pool(model.signature, model.program.session, self.places)
         self._program = PoolProgram(model.program, self._pool, model.max_batch)
         self._ragged = PoolProgram(model.ragged, self._pool, model.max_batch) if model.ragged else None
         self._stepwise = model.program.layout.stepwise
         self._state_bytes = model.signature.state_bytes
         self._places = np.full(slots, FRESH, np.int64)
-        self._free = np.arange(FIRST, places)
+        self._free = np.arange(FIRST, self.places)
+        self._metrics, self._told = metrics, self._pool.crossed
         self._returned: deque[Places] = deque()  # from any thread
 
     @property
@@ -163,7 +175,13 @@ class PoolRunner:
 
     def _step(self, run: Callable[[], Result], states: PoolStates, leases: Sequence[Lease]) -> Step:
         """`states` and `leases` are held until it has run: nobody else gets their places."""
-        outputs, rows, sound = run()
+        try:
+            outputs, rows, sound = run()
+        except BaseException:
+            for lease in leases:  # the error's traceback has them, for how long nobody knows
+                lease.end()
+            raise
+        self._tell()
         lease, at = leases[0], np.arange(len(states))
         return Step(outputs, PoolStates(self, lease.places, lease=lease, at=at, rows=rows, finite=sound))
 
@@ -174,19 +192,40 @@ class PoolRunner:
 
     def read(self, places: Places) -> NDArray[np.uint8]:
         """The states at these places, on the host, (N, state_bytes)."""
-        return self._device.now(self._pool.read, places)
+        return self._device.now(self._read, places)
+
+    def _read(self, places: Places) -> NDArray[np.uint8]:
+        rows = self._pool.read(places)
+        self._tell()
+        return rows
+
+    def _write(self, places: Places, rows: NDArray[np.uint8]) -> None:
+        self._pool.write(places, rows)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Count what crossed since the last time; when the device has its turn."""
+        before, self._told = self._told, self._pool.crossed
+        if self._metrics and before != self._told:
+            self._metrics.count_state_bytes(*np.subtract(self._told, before).tolist())
 
     def _put(self, rows: NDArray[np.uint8]) -> PoolStates:
         """States from the host, at places of their own."""
         lease = self._lease(len(rows))
-        self._device.now(self._pool.write, lease.places, rows)
+        self._device.now(self._write, lease.places, rows)
         sound = finite(self.specs, rows)
         return PoolStates(self, lease.places, lease=lease, at=np.arange(len(rows)), rows=rows, finite=sound)
 
     def _lease(self, count: int) -> Lease:
-        while self._returned:
-            self._free = np.concatenate((self._free, self._returned.popleft()))
+        self._collect()
+        if count > len(self._free):
+            gc.collect()  # errors may have batches in cycles
+            self._collect()
         if count > len(self._free):
             raise MemoryError(f"{count} places for states are wanted, and {len(self._free)} are free")
         places, self._free = self._free[:count], self._free[count:]
         return Lease(places, self._returned)
+
+    def _collect(self) -> None:
+        while self._returned:
+            self._free = np.concatenate((self._free, self._returned.popleft()))
