@@ -16,6 +16,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
 from hpack import Decoder, Encoder
 from hyperframe.frame import SettingsFrame, WindowUpdateFrame
 
@@ -29,6 +30,7 @@ _HEAD: Final = struct.Struct(">HBBBI")  # a frame's: 24 bits of size, type, flag
 _LARGE: Final = (1 << 31) - 1
 _PATH: Final = "/recurra.v1.InferenceService/Predict"
 LATE: Final = "late"
+TOO_LATE: Final = "4"  # as the server says it
 
 
 @dataclass
@@ -36,14 +38,16 @@ class Tally:
     """What became of calls, in slices of time since the load began.
 
     Attributes:
+        offered: by slice, those that were due.
         answered: by slice, those answered well and in time.
         refused: by slice, those that the server turned away.
         outcomes: all calls by outcome: "OK", a gRPC code's number, or "late".
         untold: how many of those that were turned away were not told when to come back.
-        open: the most calls that were open at once.
+        open: the most calls of one connection that were open at once.
     """
 
     slice_seconds: float
+    began: float = field(default_factory=time.perf_counter)
     offered: Counter[int] = field(default_factory=Counter)
     answered: Counter[int] = field(default_factory=Counter)
     refused: Counter[int] = field(default_factory=Counter)
@@ -52,12 +56,17 @@ class Tally:
     untold: int = 0
     open: int = 0
 
+    def slice(self, now: float) -> int:
+        """The slice that this time, of time.perf_counter, is in."""
+        return int((now - self.began) / self.slice_seconds)
+
 
 class Calls(asyncio.Protocol):
     """One connection's calls."""
 
-    def __init__(self, tally: Tally, began: float, *, timeout: float, lost: asyncio.Event) -> None:
-        self._tally, self._began, self._timeout, self._lost = tally, began, timeout, lost
+    def __init__(self, tally: Tally, timeout: float) -> None:
+        """`timeout`: of a call, in seconds since it was due."""
+        self._tally, self._timeout = tally, timeout
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
         self._next, self._most, self._window = 1, 100, 65_535
@@ -83,9 +92,9 @@ class Calls(asyncio.Protocol):
         window = WindowUpdateFrame(0, window_increment=_LARGE - 65_535).serialize()
         transport.write(_PREFACE + SettingsFrame(0, settings=ours).serialize() + window)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        del exc
-        self._lost.set()
+    def close(self) -> None:
+        assert self._transport is not None
+        self._transport.close()
 
     def call(self, due: float, data: bytes) -> None:
         """Make a call that was due then, or have it wait for its turn."""
@@ -122,7 +131,7 @@ class Calls(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         buffer, at = self._buffer + data, 0
-        while len(buffer) - at >= 9:  # noqa: PLR2004
+        while len(buffer) - at >= 9:
             high, low, kind, flags, stream = _HEAD.unpack_from(buffer, at)
             end = at + 9 + (high << 8 | low)
             if end > len(buffer):
@@ -134,14 +143,8 @@ class Calls(asyncio.Protocol):
 
     def _take(self, kind: int, flags: int, stream: int, body: bytes) -> None:
         assert self._transport is not None
-        if kind == _HEADERS:
-            said = self._known.get(body)
-            if said is None:
-                said = {str(name): str(value) for name, value in self._decoder.decode(body)}
-                if len(self._known) < 1 << 16:
-                    self._known[body] = said
-            if flags & _END_STREAM:
-                self._end(stream, said)
+        if kind == _HEADERS and flags & _END_STREAM:
+            self._end(stream, self._said(body))
         elif kind == _RST:
             self._end(stream, {"grpc-status": "RST"})
         elif kind == _SETTINGS and not flags & _ACK:
@@ -156,18 +159,26 @@ class Calls(asyncio.Protocol):
         elif kind == _WINDOW and not stream:
             self._window += struct.unpack(">I", body)[0]
         elif kind == _GOAWAY:
-            self._lost.set()
+            raise RuntimeError("the server hung up")
+
+    def _said(self, block: bytes) -> dict[str, str]:
+        said = self._known.get(block)
+        if said is None:
+            said = {str(name): str(value) for name, value in self._decoder.decode(block)}
+            if len(self._known) < 1 << 16:
+                self._known[block] = said
+        return said
 
     def _end(self, stream: int, said: dict[str, str]) -> None:
         due = self._due.pop(stream, None)
         if due is None:
             return
         now, tally = time.perf_counter(), self._tally
-        at, status = int((now - self._began) / tally.slice_seconds), said.get("grpc-status", "?")
+        at, status = tally.slice(now), said.get("grpc-status", "?")
         if status == "0":
             tally.answered[at] += 1
             tally.latencies.append(now - due)
-        else:
+        elif status != TOO_LATE:
             tally.refused[at] += 1
             told = said.get("grpc-status-details-bin", "")
             tally.untold += b"RetryInfo" not in base64.b64decode(told + "=" * (-len(told) % 4))
@@ -178,8 +189,6 @@ class Requests:
     """Predicts of one timestep by many sessions, written ahead but for their ids."""
 
     def __init__(self, model: str, names: list[str], shape: tuple[int, ...], seed: int = 0) -> None:
-        import numpy as np  # noqa: PLC0415
-
         x = np.random.default_rng(seed).standard_normal((len(names), 1, *shape), np.float32)
         self._parts = []
         mark = os.urandom(16)

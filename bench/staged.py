@@ -3,8 +3,8 @@
     python -m bench.staged [--seconds S] [--repeats R]
 
 At the level of the store's commands, append-only file everysec, the two forms in turns. CPU microseconds a record of
-the store and of the process that packs and sends; the last columns are commits of one 2 KB record after the other, over a
-connection of their own, meanwhile. Medians of the repeats.
+the store and of the process that packs and sends; the last columns are commits of one 2 KB record after the other, over
+a connection of their own, meanwhile. Medians of the repeats.
 """
 
 from __future__ import annotations

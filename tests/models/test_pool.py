@@ -173,3 +173,38 @@ def test_a_graph_of_an_old_opset_is_refused(tmp_path: Path):
     graph.opset_import[0].version = 10
     with pytest.raises(ModelRefused, match="states in a pool need opset 11, and the file has 10"):
         pooled(graph, model.program.layout)
+
+
+def test_a_recorded_timestep_gives_what_one_that_is_run_gives(tmp_path: Path):
+    """On the CPU nothing is recorded, but bound and told as on a GPU."""
+    model = made("layers", tmp_path)
+    pool = Pool(model.signature, model.program.session, PLACES)
+    plain, recorded = PoolProgram(model.program, pool, 4), PoolProgram(model.program, pool, 4)
+    before = pool.read(np.array([FRESH]))
+    assert recorded.record() == ""
+    assert len(recorded._recorded) == 2 * 3
+    np.testing.assert_array_equal(pool.read(np.array([FRESH])), before)
+    samples, turns = Samples(model.signature), np.arange(2, 14).reshape(4, 3)
+    for at in range(6):
+        inputs, fetch = samples.inputs(3, 1 if at != 3 else 2), at % 2 == 1
+        froms = [np.full(3, FRESH)] * 2 if not at else [turns[(at - 1) % 2], turns[2 + (at - 1) % 2]]
+        one = plain.run(inputs, [froms[0], turns[at % 2]], fetch=fetch)
+        other = recorded.run(inputs, [froms[1], turns[2 + at % 2]], fetch=fetch)
+        np.testing.assert_array_equal(other.outputs[0], one.outputs[0])
+        np.testing.assert_array_equal(pool.read(turns[2 + at % 2]), pool.read(turns[at % 2]))
+        assert (other.rows is not None) == fetch
+    assert recorded._bound  # what has two timesteps
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("loop", "it has a Loop"),
+        ("constant", "'rate' is fed at every call"),
+        ("lengths", "'lengths' is fed at every call"),
+    ],
+)
+def test_what_cannot_be_recorded_says_why(name: str, why: str, tmp_path: Path):
+    model = made(name, tmp_path)
+    pool = Pool(model.signature, model.program.session, PLACES)
+    assert PoolProgram(model.program, pool, 4).record() == why

@@ -69,7 +69,7 @@ class Writer:
 
     def xs(self) -> list[int]:
         """A chunk of inputs that no other has."""
-        timesteps = 70 if self.random.random() < self.world.plan.long else self.random.choice((1, 1, 1, 2, 3))
+        timesteps = 70 if self.random.random() < self.world.plan.long else self.random.choice((1, 1, 1, 2, 3, 4))
         return [self.world.number() for _ in range(timesteps)]
 
     async def rest(self) -> None:
@@ -345,7 +345,7 @@ class Batcher(Writer):
 
     async def predict(self) -> None:
         """Each row's chunk, again where it failed."""
-        chunks = {row: self.xs()[:3] for row in range(len(self.names)) if self.happens(0.9)}
+        chunks = {row: self.xs()[:4] for row in range(len(self.names)) if self.happens(0.9)}
         for _ in range(_TRIES):
             if not chunks:
                 return

@@ -14,8 +14,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
+from recurra.models.graph import subgraphs
 from recurra.models.pooled import Pooled, groups, pooled
 from recurra.models.program import Program
+from recurra.models.provider import CPU
 from recurra.models.session import Bound, Session
 from recurra.models.signature import Array, Signature
 
@@ -139,6 +141,7 @@ class PoolProgram:
         self._session = program.session.another(self._form.model)
         self._buckets = buckets(max_batch)
         self._bound: OrderedDict[Any, tuple[Places, Bound]] = OrderedDict()
+        self._recorded: dict[Any, tuple[Places, Bound]] = {}
         self._outputs = [port.spec.name for port in program.layout.outputs]
 
     @property
@@ -177,6 +180,47 @@ class PoolProgram:
         outputs = [np.stack(each, axis=1) for each in zip(*steps, strict=True)]
         return Result(outputs, result.rows, finite)
 
+    def record(self) -> str:
+        """Have a timestep of each bucket played as a CUDA graph from now on; empty, or why that cannot be.
+
+        The recording runs on places that are nobody's: it runs more than once.
+        """
+        reason = self._unrecordable()
+        if reason:
+            return reason
+        session = self._program.session.another(self._form.model, cuda_graphs=True)
+        specs, ones = self._program.layout.signature().inputs, {True: (1,), False: ()}
+        for number, size in enumerate(self._buckets):
+            inputs = [np.zeros((size, *ones[s.has_time_axis], *(n or 0 for n in s.shape)), s.dtype) for s in specs]
+            fed = self._fed(self._program.step(inputs, 0) if self._program.layout.stepwise else inputs)
+            for fetch in (False, True):
+                self._record(session.bound(1 + 2 * number + fetch), session, fed, size, fetch=fetch)
+        return ""
+
+    def _record(self, bound: Bound, session: Session, fed: Mapping[str, Array], size: int, *, fetch: bool) -> None:
+        places = np.full((size, 2), (FRESH, SCRATCH))
+        self._bind_pools(bound)
+        for name, array in zip(self._told(fetch=fetch), self._run(fed, places, fetch=fetch), strict=True):
+            bound.give(name, session.buffer(array.shape, array.dtype), tell=True)
+        self._recorded[self._key(fed, size, fetch=fetch)] = places, bound
+        self._run(fed, places, fetch=fetch)
+
+    def _unrecordable(self) -> str:
+        layout = self._program.layout
+        if layout.constants:
+            return f"'{layout.constants[0].name}' is fed at every call"
+        if layout.chunk_sizes and 1 not in layout.chunk_sizes:
+            return "it takes no single timestep"
+        open_ = [port.spec.name for port in layout.inputs if None in port.spec.shape]
+        if open_:
+            return f"'{open_[0]}' has a size that may be any"
+        graph = onnx.load_model_from_string(self._form.model).graph
+        inner = [node.op_type for node in graph.node if subgraphs(node)]
+        if inner:
+            return f"it has a {inner[0]}"
+        on_cpu = self._session.nodes.get(CPU, 0)
+        return f"{on_cpu} of its nodes run on the CPU" if on_cpu and self._session.on_gpu else ""
+
     def _call(
         self, inputs: Sequence[Array], source: Places, target: Places, lengths: Array | None, *, fetch: bool
     ) -> Result:
@@ -186,15 +230,10 @@ class PoolProgram:
             inputs = [_filled(array, size, 0) for array in inputs]
             lengths = lengths if lengths is None else _filled(lengths, size, 1)
         fed = self._fed(inputs)
-        places, bound = self._binding(fed, size, fetch=fetch)
+        places, _ = self._binding(fed, size, fetch=fetch)
         places[:count, 0], places[:count, 1] = source, target
         places[count:] = FRESH, SCRATCH
-        bound.feed(self._form.places, places)
-        for name, array in fed.items():
-            bound.feed(name, array)
-        for name, array in self._program.constants(inputs, lengths).items():
-            bound.lend(name, array)
-        results = bound.run()
+        results = self._run(fed, places, self._program.constants(inputs, lengths), fetch=fetch)
         outputs = [
             port.from_graph(array)[:count].copy()
             for port, array in zip(self._program.layout.outputs, results, strict=False)
@@ -205,6 +244,18 @@ class PoolProgram:
         for drift in drifts:
             finite &= drift[:count] == 0
         return Result(outputs, self._pool.joined(rows)[:count].copy() if fetch else None, finite)
+
+    def _run(
+        self, fed: Mapping[str, Array], places: Places, lent: Mapping[str, Array] | None = None, *, fetch: bool
+    ) -> list[Array]:
+        """What is told of a whole bucket: views."""
+        _, bound = self._binding(fed, len(places), fetch=fetch)
+        bound.feed(self._form.places, places)
+        for name, array in fed.items():
+            bound.feed(name, array)
+        for name, array in (lent or {}).items():
+            bound.lend(name, array)
+        return bound.run()
 
     def _fed(self, inputs: Sequence[Array]) -> dict[str, Array]:
         """The graph's inputs by name; what has a context in front is laid out in the graph."""
@@ -219,23 +270,33 @@ class PoolProgram:
 
     def _binding(self, fed: Mapping[str, Array], size: int, *, fetch: bool) -> tuple[Places, Bound]:
         """What is bound for these shapes; the ones that were not used longest are let go."""
-        key = size, fetch, *(array.shape for array in fed.values())
+        key = self._key(fed, size, fetch=fetch)
+        if key in self._recorded:
+            return self._recorded[key]
         if key not in self._bound:
             bound = self._session.bound()
             self._bound[key] = np.zeros((size, 2), np.int64), bound
-            for group in self._form.groups:
-                bound.take(group.pool, self._pool.buffers[group.dtype])
-                bound.give(group.written, self._pool.buffers[group.dtype])
-            for name in [*self._outputs, *self._more(fetch=fetch)]:
+            self._bind_pools(bound)
+            for name in self._told(fetch=fetch):
                 bound.give(name)
             if len(self._bound) > _MOST_BOUND:
                 self._bound.popitem(last=False)
         self._bound.move_to_end(key)
         return self._bound[key]
 
-    def _more(self, *, fetch: bool) -> list[str]:
+    def _key(self, fed: Mapping[str, Array], size: int, *, fetch: bool) -> Any:
+        return size, fetch, *(array.shape for array in fed.values())
+
+    def _bind_pools(self, bound: Bound) -> None:
+        for group in self._form.groups:
+            bound.take(group.pool, self._pool.buffers[group.dtype])
+            bound.give(group.written, self._pool.buffers[group.dtype])
+
+    def _told(self, *, fetch: bool) -> list[str]:
+        """The outputs that go to the host."""
         drifts = [group.drift for group in self._form.groups if group.drift]
-        return drifts + [group.rows for group in self._form.groups] if fetch else drifts
+        rows = [group.rows for group in self._form.groups] if fetch else []
+        return [*self._outputs, *drifts, *rows]
 
 
 def buckets(max_batch: int) -> tuple[int, ...]:

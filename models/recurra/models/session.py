@@ -38,16 +38,25 @@ class Session:
 
     """
 
-    def __init__(self, model: bytes, provider: str, threads: int = 1, *, tf32: bool = False) -> None:
+    def __init__(
+        self, model: bytes, provider: str, threads: int = 1, *, tf32: bool = False, cuda_graphs: bool = False
+    ) -> None:
         """Raises ModelRefused if the runtime refuses the graph, or `provider` does not work here.
 
-        `tf32`: products on a GPU may round their inputs to 10 bits.
+        Args:
+            model: the graph.
+            provider: one of PROVIDERS.
+            threads: that one run uses.
+            tf32: products on a GPU may round their inputs to 10 bits.
+            cuda_graphs: a run that is bound with a number is recorded, and played from then on.
+
         """
         told = options(threads)
         told.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         self.model, self.threads = model, threads
         self._asked = provider, threads, tf32
-        providers = stack(choose(provider).provider, tf32=tf32)
+        more = {"enable_cuda_graph": "1"} if cuda_graphs else {}
+        providers = stack(choose(provider).provider, tf32=tf32, cuda=more)
         try:
             self._session = onnxruntime.InferenceSession(model, told, providers=providers, enable_fallback=0)
         except ERRORS as error:
@@ -59,10 +68,10 @@ class Session:
         self.nodes: dict[str, int] = dict(Counter(node.provider for node in self.assigned))
         self._largest = 0  # bytes fed to one run since the arena was shrunk
 
-    def another(self, model: bytes) -> Self:
+    def another(self, model: bytes, *, cuda_graphs: bool = False) -> Self:
         """A session of another graph, on the same terms."""
         provider, threads, tf32 = self._asked
-        return type(self)(model, provider, threads, tf32=tf32)
+        return type(self)(model, provider, threads, tf32=tf32, cuda_graphs=cuda_graphs)
 
     @property
     def on_gpu(self) -> bool:
@@ -89,9 +98,9 @@ class Session:
         """Memory of the device that the graph runs on, of any content."""
         return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, dtype.newbyteorder("="), self._device, 0)
 
-    def bound(self) -> Bound:
-        """To run with inputs and outputs that are bound once."""
-        return Bound(self._session, self.buffer)
+    def bound(self, number: int = 0) -> Bound:
+        """To run with inputs and outputs that are bound once; `number`: of its own, for a run that is recorded."""
+        return Bound(self._session, self.buffer, number)
 
     @property
     def _device(self) -> str:
@@ -107,24 +116,24 @@ class Session:
 class Bound:
     """Inputs and outputs of runs, bound to memory that is used again by each."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, buffer: Callable[..., Any]) -> None:
-        """`buffer`: makes memory of a shape and a dtype on the device."""
-        self._session, self._buffer = session, buffer
+    def __init__(self, session: onnxruntime.InferenceSession, buffer: Callable[..., Any], number: int) -> None:
+        """`buffer`: makes memory of a shape and a dtype on the device. `number`: see Session.bound."""
+        self._session, self._buffer, self._options = session, buffer, _recorded(number) if number else None
         self._io = session.io_binding()
         self._fed: dict[str, Any] = {}
-        self._given: list[bool] = []  # by output: to the host
+        self._told: list[bool] = []  # by output: whether it is for the host
 
     def take(self, name: str, buffer: Any) -> None:
         """An input from a buffer."""
         self._io.bind_ortvalue_input(name, buffer)
 
-    def give(self, name: str, buffer: Any = None) -> None:
-        """An output into a buffer; None: to the host."""
+    def give(self, name: str, buffer: Any = None, *, tell: bool = False) -> None:
+        """An output into a buffer, and if that is to be told to the host too; None: to the host."""
         if buffer is None:
             self._io.bind_output(name, "cpu")
         else:
             self._io.bind_ortvalue_output(name, buffer)
-        self._given.append(buffer is None)
+        self._told.append(tell or buffer is None)
 
     def feed(self, name: str, array: Array) -> None:
         """An input, to the device; of the same shape at every call."""
@@ -139,9 +148,15 @@ class Bound:
 
     def run(self) -> list[Array]:
         """The outputs that go to the host: views that the next run overwrites."""
-        self._session.run_with_iobinding(self._io)
-        outputs = zip(self._io.get_outputs(), self._given, strict=True)
-        return [value.numpy() for value, to_host in outputs if to_host]
+        self._session.run_with_iobinding(self._io, self._options)
+        outputs = zip(self._io.get_outputs(), self._told, strict=True)
+        return [value.numpy() for value, told in outputs if told]
+
+
+def _recorded(number: int) -> onnxruntime.RunOptions:
+    made = onnxruntime.RunOptions()
+    made.add_run_config_entry("gpu_graph_id", str(number))
+    return made
 
 
 @cache

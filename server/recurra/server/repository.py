@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from typing import Final
 
 from recurra import models
 from recurra.server.engine.device import Device
@@ -20,7 +19,6 @@ from recurra.server.telemetry import Log, Metrics, ModelMetrics
 from recurra.server.trials import attempt
 from recurra.wire.errors import InvalidArgument, ModelNotFound
 
-_SLAB_BYTES: Final = 1 << 30  # per model; sessions beyond it are read from the store again
 _log = Log(__name__)
 
 
@@ -112,9 +110,11 @@ class Repository:
         await attempt(folder, settings, self._ending)
         provider = models.wanted(folder, settings.provider)
         model = await asyncio.to_thread(models.load, folder, provider=provider, threads=settings.threads)
-        slots = max(1, min(settings.slots, _SLAB_BYTES // max(1, model.signature.state_bytes)))
+        slots = max(1, min(settings.slots, settings.state_memory_bytes // max(1, model.signature.state_bytes)))
         metrics = self._metrics.for_model(name)
-        runner = await asyncio.to_thread(_runner, model, self._device, settings.states, slots + 1, metrics)
+        runner = await asyncio.to_thread(_runner, model, self._device, settings, slots + 1, metrics)
+        if settings.cuda_graphs == "on" and isinstance(runner, PoolRunner) and model.program.session.on_gpu:
+            _log.info("timesteps.recorded", model=name, failure=await runner.record())
         limits = Limits(queue=settings.queue_limit, slots=slots, checkpoint_seconds=settings.checkpoint_seconds)
         engine = Engine(model, runner, self._store, self._clock, metrics, limits=limits)
         _log.info(
@@ -133,9 +133,9 @@ class Repository:
         return engine
 
 
-def _runner(model: models.Model, device: Device, states: str, slots: int, metrics: ModelMetrics) -> Runner:
+def _runner(model: models.Model, device: Device, settings: Settings, slots: int, metrics: ModelMetrics) -> Runner:
     """With the states on the device where that is asked for and the graph allows it, else on the host."""
-    if states == "device" or (states == "auto" and model.program.session.on_gpu):
+    if settings.states == "device" or (settings.states == "auto" and model.program.session.on_gpu):
         try:
             return PoolRunner(model, device, slots=slots, metrics=metrics)
         except models.ModelRefused as error:

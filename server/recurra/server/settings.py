@@ -164,6 +164,15 @@ _RULES: Final = {
         "auto, host or device",
         "the memory that hot states are in; auto: the device's where that is a GPU",
     ),
+    "state_memory_bytes": _Rule(
+        str(1 << 30),
+        _whole(1, 1 << 40),
+        "a whole number of bytes, 1 to 1099511627776",
+        "for hot states, per model; sessions beyond it are read from the store again",
+    ),
+    "cuda_graphs": _Rule(
+        "off", _choice("on", "off"), "on or off", "whether single timesteps on a GPU are recorded once and played"
+    ),
     "workers": _Rule(
         "1", _workers, "a whole number of processes, 1 to 1024, or auto: one a core", "processes that share the port"
     ),
@@ -222,6 +231,8 @@ class Settings:
     data: Path
     provider: Literal["auto", "cuda", "tensorrt", "cpu"]
     states: Literal["auto", "host", "device"]
+    state_memory_bytes: int
+    cuda_graphs: Literal["on", "off"]
     workers: int
     model_control: Literal["none", "explicit"]
     threads: int

@@ -116,6 +116,7 @@ async def test_a_run_that_fails_leaves_its_places_and_all_states(small, device):
     slots = np.array([1, 2, 3])
     step = await runner.run([np.ones((3, 1, 2), np.float32)], runner.gather(slots))
     runner.scatter(slots, step.states)
+    await let_go(device)
     before, free = runner.gather(slots).to_bytes().tobytes(), runner.free
     bad = np.zeros((3, 1, 2), np.float32)
     bad[1, 0, 0] = 2000
@@ -137,10 +138,21 @@ async def test_a_state_that_overflows_is_told_without_being_read(small, device):
     assert step.states.finite().tolist() == [True, False]
 
 
+async def test_recorded_timesteps_go_on_from_the_same_states(small, device):
+    runner = PoolRunner(small, device, slots=SLOTS)
+    slots, x = np.array([1, 2, 3]), np.ones((3, 1, 2), np.float32)
+    found = []
+    for recorded in (False, True):
+        if recorded:
+            assert await runner.record() == ""
+        step = await runner.run([x], runner.gather(slots))
+        runner.scatter(slots, step.states)
+        found.append(step.outputs[0][:, 0].tolist())
+    assert found == [[[1, 1]] * 3, [[1.5, 1.5]] * 3]
+
+
 async def test_on_a_checkpointed_stream_no_state_crosses_between_checkpoints(here: World):
-    if here.states != "device":
-        pytest.skip("the host's states cross nothing")
-    a = await here.replica()
+    a = await here.replica(states="device")
     last = await owned(a, "s", "t")
     crossed = a.runner.real._pool.crossed
     for at in range(20):
@@ -193,9 +205,7 @@ async def test_sessions_move_between_replicas_of_both_kinds(here: World):
 
 
 async def test_a_stopped_replicas_places_are_all_free(here: World):
-    if here.states != "device":
-        pytest.skip("the host has no places")
-    a = await here.replica()
+    a = await here.replica(states="device")
     gate = a.run.hold("run")
     a.predict("s", np.ones((40, 2), np.float32))  # long: in pieces
     await gate.here()

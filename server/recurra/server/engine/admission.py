@@ -95,7 +95,8 @@ class Admission:
             block.duplicates.add(row)
             slots = block.slots[rows]
             durable = self._slots.durable[slots] if owned else None
-            self._pending.answer_rows(block, rows, *self._kept(block, kept), self._slots.heads(slots), durable)
+            told = *self._kept(block, kept), self._slots.heads(slots)
+            self._pending.answer_rows(block, rows, *told, durable=durable)
 
     def _confirm(self, block: Block, rows: Rows, kept: bytes, error: RecurraError | None, *, owned: bool) -> None:
         """Answer a duplicate once the store has it, or the store's replicas."""

@@ -81,6 +81,7 @@ class Pending:
         outputs: list[Array],
         states: list[Array],
         headers: Array,
+        *,
         durable: Array | None = None,
     ) -> None:
         """Some rows of one block are done; each array (rows, ...); see `answer`."""

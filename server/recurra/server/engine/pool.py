@@ -112,6 +112,7 @@ class PoolRunner:
         self._pool = Pool(model.signature, model.program.session, self.places)
         self._program = PoolProgram(model.program, self._pool, model.max_batch)
         self._ragged = PoolProgram(model.ragged, self._pool, model.max_batch) if model.ragged else None
+        self._on_gpu = model.program.session.on_gpu
         self._stepwise = model.program.layout.stepwise
         self._state_bytes = model.signature.state_bytes
         self._places = np.full(slots, FRESH, np.int64)
@@ -128,6 +129,13 @@ class PoolRunner:
     def free(self) -> int:
         """How many places nobody has."""
         return len(self._free) + sum(map(len, self._returned))
+
+    def record(self) -> asyncio.Future[str]:
+        """Have single timesteps played as CUDA graphs from now on; empty, or why that cannot be.
+
+        A recording is of the thread that made it.
+        """
+        return self._device.run("record", self._program.record)
 
     def gather(self, slots: Array, given: Sequence[Given] = ()) -> PoolStates:
         places = self._places[slots]
@@ -171,7 +179,7 @@ class PoolRunner:
         what = (id(program), len(states).bit_length(), *(array.shape[1:] for array in inputs))
         places = [states.places, *(lease.places for lease in leases)]
         run = partial(program.run, inputs, places, lengths, fetch=fetch)
-        return self._device.run(what, self._step, run, states, leases, at_once=alone)
+        return self._device.run(what, self._step, run, states, leases, at_once=alone and not self._on_gpu)
 
     def _step(self, run: Callable[[], Result], states: PoolStates, leases: Sequence[Lease]) -> Step:
         """`states` and `leases` are held until it has run: nobody else gets their places."""
