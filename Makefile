@@ -1,7 +1,8 @@
-# make demo | test | chaos | parity | lint | sdk-alone | bench | proto | setup | clean. Everything installs into .venv by itself.
+# make demo | test | chaos | fuzz | simulate | parity | lint | sdk-alone | bench | proto | setup | clean. Everything installs into .venv by itself.
 PYTHON ?= python3
 PYTEST ?=
 CHAOS ?=
+MINUTES ?= 10
 VENV := .venv
 EXPORT := $(VENV)-export
 BIN := $(VENV)/bin
@@ -19,7 +20,7 @@ stubs = $(call protoc,--python_out="$(1)" --grpc_python_out="$(1)" --mypy_out=qu
 	$(call protoc,--python_out="$(1)/recurra" --mypy_out=quiet:"$(1)/recurra",$(TRITONS)) && \
 	sed -i 's/_descriptor_pool.Default()/_descriptor_pool.DescriptorPool()/' "$(1)"/recurra/inference/*_pb2.py
 
-.PHONY: setup export-setup parity demo test chaos sdk-alone lint lint-python lint-proto proto bench clean
+.PHONY: setup export-setup parity demo test chaos fuzz simulate sdk-alone lint lint-python lint-proto proto bench clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -35,13 +36,18 @@ $(READY): pyproject.toml constraints.txt
 demo: setup
 	@$(BIN)/python -m bench.demo
 
+# A file's tests stay together: they share its servers.
 test: setup
-	$(BIN)/pytest $(PYTEST)
+	$(BIN)/pytest -n auto --dist loadfile $(PYTEST)
 
 # Real processes that are killed, suspended, cut off and filled up for a minute or two, and every answer checked. What it
 # finds is in tests/chaos/results.json. CHAOS='--seed 7 --seconds 120'
 chaos: setup
 	$(BIN)/python -m tests.chaos $(CHAOS)
+
+# The fuzz of `make test` again and again, with other examples each time.
+fuzz: setup
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 # The frameworks have an environment of their own: they take 3 GB.
 export-setup: $(EXPORT)/.ready

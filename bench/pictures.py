@@ -165,6 +165,33 @@ def soak(found: list[dict[str, float]]) -> Figure:
     return figure
 
 
+def overload(found: dict[str, Any]) -> Figure:
+    """What becomes of calls that are too many, and of those during which the store hangs."""
+    figure = Figure(figsize=(9, 5), layout="constrained", label="overload")
+    rates, memory = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    title = f"Unary calls, {found['times']:g} times the peak, deadline {found['timeout']:g} s; then a store that hangs"
+    _style(rates, title, "", "calls a second")
+    _style(memory, "", "seconds", "MB")
+    slices = [row for phase in ("peak", "overload", "hung") for row in found[phase]["slices"]]
+    seconds = np.arange(len(slices)) / 2
+    for at, (label, color) in enumerate(
+        {"offered": _GREY, "answered in time": "#2ca02c", "refused": "#ef4444"}.items()
+    ):
+        rates.plot(seconds, [row[at] * 2 for row in slices], color=color, label=label, linewidth=1.2)
+    for at, (label, color) in enumerate({"server": "#ff7f0e", "store": "#1f77b4"}.items()):
+        memory.plot(seconds, [row[3 + at] / 1e6 for row in slices], color=color, label=label)
+    peak, under = (len(found[phase]["slices"]) / 2 for phase in ("peak", "overload"))
+    for begin, label in ((0, "peak"), (peak, "overload"), (peak + under, "0.6 of the peak")):
+        rates.axvline(begin, color=_DARK, linestyle=":", linewidth=1)
+        rates.annotate(f" {label}", (begin, 0.96), xycoords=("data", "axes fraction"), fontsize=9, color=_DARK)
+    rates.axvspan(peak + under + 4, peak + under + 12, color=_PALE, label="the store is stopped")
+    for axes in (rates, memory):
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(_COMMAS)
+        axes.legend(frameon=False, fontsize=9, loc="center right")
+    return figure
+
+
 def _rate(row: Figures) -> list[float]:
     return row["rate"]
 

@@ -12,7 +12,7 @@ from hypothesis import settings
 
 from tests.service import zoo
 from tests.service.caller import Caller
-from tests.service.processes import ServerProcess, ValkeyProcess
+from tests.service.processes import READY_SECONDS, ServerProcess, ValkeyProcess
 
 settings.register_profile("recurra", deadline=None)  # machines are noisy: no test asserts a time
 settings.load_profile("recurra")
@@ -41,10 +41,16 @@ def start_server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """Starts servers of the test's own: start_server("--slots", "4", data=..., store=...)."""
     with ExitStack() as stack:
 
-        def start(*flags: str, models: Path = repository, data: Path | None = None, store: str = "") -> ServerProcess:
+        def start(
+            *flags: str,
+            models: Path = repository,
+            data: Path | None = None,
+            store: str = "",
+            seconds: float = READY_SECONDS,
+        ) -> ServerProcess:
             process = ServerProcess(models, data or tmp_path_factory.mktemp("data"), *flags, store=store)
             stack.callback(process.close)
-            return process.start()
+            return process.start(seconds)
 
         yield start
 

@@ -52,6 +52,7 @@ class Faults:
             Kind("failover, in step", "store", 1, lambda: self._failover(0.0)),
             Kind("failover, behind", "store", 2, lambda: self._failover(self._draw(0.1, 0.5))),
             Kind("failover, the primary killed", "store", 1, lambda: self._failover(self._draw(0.0, 0.3), kill=True)),
+            Kind("failover, the primary suspended", "store", 1, lambda: self._failover(0.0, suspend=True)),
             *(
                 Kind(f"{what}: {way}", way, 1, lambda way=way, befall=befall: befall(self._wire(way)))
                 for way in ("client - service", "service - store", "primary - follower")
@@ -163,7 +164,7 @@ class Faults:
         await self._audit(node, promised=self._stage.appendfsync == "always")
         self._release_backs()
 
-    async def _failover(self, behind_seconds: float, *, kill: bool = False) -> bool:
+    async def _failover(self, behind_seconds: float, *, kill: bool = False, suspend: bool = False) -> bool:
         """The follower takes over; replicas learn it one after the other, and write to the old one until then."""
         stage = self._stage
         old, new, link = stage.primary, stage.follower, stage.links[stage.primary]
@@ -172,6 +173,9 @@ class Faults:
         if behind_seconds:
             link.hold()
             await asyncio.sleep(behind_seconds)
+        if suspend:
+            old.process.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(self._draw(0.05, 0.5))
         if kill:
             await asyncio.to_thread(old.kill)
         await stage.ask(new, "REPLICAOF", "NO", "ONE")
@@ -180,6 +184,9 @@ class Faults:
         early.back.to = f"127.0.0.1:{new.port}"
         early.back.cut()
         await asyncio.sleep(0.05)
+        if suspend:  # it wakes up as the primary that it was, and some still write to it
+            old.process.send_signal(signal.SIGCONT)
+            await asyncio.sleep(0.05)
         self._hold_backs()
         await self._audit(new, promised=False)
         for server in stage.servers:

@@ -108,7 +108,10 @@ class Stage:
         return Server(front, back, process, clock)
 
     async def ask(self, node: Node, *words: object) -> Any:
-        return await asyncio.to_thread(node.ask, *words)
+        """The reply, of a node that lives."""
+        replies: list[Any] = []
+        await asyncio.to_thread(eventually, lambda: replies.append(node.ask(*words)) or replies[-1] is not None)
+        return replies[-1]
 
     async def follow(self) -> None:
         """Have the follower copy the primary from now on."""

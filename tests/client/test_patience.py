@@ -37,7 +37,17 @@ async def test_waits_double_up_to_two_seconds() -> None:
 async def test_the_server_may_ask_for_more() -> None:
     clock = Clock()
     assert await patience(clock).pause(Overloaded("", retry_after=3.0))
-    assert clock.slept == [3.0]
+    assert clock.slept == [3.05]
+
+
+async def test_those_whom_the_server_told_the_same_do_not_come_back_together() -> None:
+    slept = []
+    for drawn in (b"\x00\x00", b"\x80\x00", b"\xff\xff"):
+        clock = Clock()
+        assert await Patience(Chance(clock, lambda _, drawn=drawn: drawn), 30.0).pause(Overloaded("", retry_after=3.0))
+        slept += clock.slept
+    assert min(slept) >= 3.0
+    assert len(set(slept)) == 3
 
 
 async def test_no_wait_goes_past_the_deadline() -> None:

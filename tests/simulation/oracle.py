@@ -175,8 +175,9 @@ class Truth:
             self._held(at)
 
     def closed(self) -> None:
-        """The store is told to have all that was acknowledged."""
-        self._held(max(at for at, place in enumerate(self.trail) if place == self.last))
+        """The store is told to have all that was acknowledged to this handle."""
+        if not self._naive:
+            self._held(max(at for at, place in enumerate(self.trail) if place == self.last))
 
     def _held(self, at: int) -> None:
         place = self.trail[at]

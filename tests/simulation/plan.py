@@ -29,6 +29,7 @@ class Plan:
         users: the kind of writer, how many sessions it has, at which level of durability.
         faults: seconds since the one before, and what happens then.
         loses: the store loses what it had acknowledged.
+        operations: about so many in quick succession; then they come seldom.
         failures: share of runs of the model that fail.
         mortal: sessions may expire.
     """
@@ -50,6 +51,7 @@ class Plan:
     impatience: float = 0.0
     long: float = 0.0
     shuffles: bool = True
+    operations: int = 120
     model: Model = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

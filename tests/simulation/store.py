@@ -111,6 +111,8 @@ class Cluster:
         self.lagging, self.stalled_until, self.primary.full = False, 0.0, False
         self._replicate(len(self.primary.log))
         self.on_disk = len(self.primary.log)
+        for link in self.links:  # some may still lead to a primary that was replaced
+            link.cut()
         self.moved()
 
     def _replicate(self, upto: int) -> None:

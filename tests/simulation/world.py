@@ -69,6 +69,11 @@ class World:
             self.report.violation = f"{type(error).__name__}: {error}{context['message']}"
             self.report.trace += traceback.format_exception(error) if error and not isinstance(error, Violation) else []
 
+    @property
+    def asked(self) -> int:
+        """How many timesteps were asked for."""
+        return self._numbers
+
     def number(self) -> int:
         """One that nothing else has."""
         self._numbers += 1
@@ -201,7 +206,8 @@ class World:
             replica.kill()
 
     async def _cut(self) -> None:
-        self.random.choice(self.cluster.links).cut()
+        if self.cluster.links:
+            self.random.choice(self.cluster.links).cut()
 
     async def _part(self) -> None:
         place = self._some()

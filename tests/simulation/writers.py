@@ -69,11 +69,12 @@ class Writer:
 
     def xs(self) -> list[int]:
         """A chunk of inputs that no other has."""
-        timesteps = 70 if self.random.random() < self.world.plan.long else self.random.choice((1, 1, 1, 2, 3))
+        timesteps = 70 if self.random.random() < self.world.plan.long else self.random.choice((1, 1, 1, 2, 3, 4))
         return [self.world.number() for _ in range(timesteps)]
 
     async def rest(self) -> None:
-        await asyncio.sleep(self.random.choice(self.world.plan.rests))
+        tired = self.world.asked > self.world.plan.operations
+        await asyncio.sleep(0.5 if tired else self.random.choice(self.world.plan.rests))
 
     def say(self, *words: object) -> None:
         self.world.say(type(self).__name__, *words)
@@ -102,7 +103,8 @@ class Writer:
             self.say("asks", name, *_short(xs))
             try:
                 outputs = await ask(chain_input(xs))
-            except RecurraError as error:
+            except RecurraError as failure:
+                error = failure
                 self.say("failed", name, *_short(xs), error.reason, error)
                 truth.failed(error, xs=xs)
                 if not error.retryable or self.happens(0.2):
@@ -343,7 +345,7 @@ class Batcher(Writer):
 
     async def predict(self) -> None:
         """Each row's chunk, again where it failed."""
-        chunks = {row: self.xs()[:3] for row in range(len(self.names)) if self.happens(0.9)}
+        chunks = {row: self.xs()[:4] for row in range(len(self.names)) if self.happens(0.9)}
         for _ in range(_TRIES):
             if not chunks:
                 return
@@ -470,7 +472,7 @@ class Piper(Writer):
         except RecurraError as error:
             self.say("line failed", self.name, done, sent, error.reason, error)
             if done < length:
-                self.truth.failed(error, lines=chunks[done:sent])
+                self.truth.failed(error, lines=chunks[done : max(sent, done + 1)])
             if isinstance(error, _FOLLOWED):
                 await self.follow()
             return error

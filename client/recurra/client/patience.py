@@ -44,7 +44,7 @@ class Chance:
 
 
 class Patience:
-    """One call's time and backoff: exponential with full jitter, or what the server asks for."""
+    """One call's time and backoff: exponential with full jitter, on top of what the server asks for."""
 
     def __init__(self, chance: Chance, timeout: float, *, spare: int = 0) -> None:
         """`timeout`: seconds for all attempts. `spare`: retries without a wait, one for each other replica."""
@@ -70,7 +70,7 @@ class Patience:
         else:
             seconds = self._longest * (1 + int.from_bytes(self._chance.entropy(2), "big")) / 65536
             self._longest = min(2 * self._longest, _LONGEST_SECONDS)
-        seconds = max(seconds, error.retry_after or 0.0)
+        seconds += error.retry_after or 0.0  # all who were turned away were told the same
         if self._chance.clock.now() + seconds >= self._deadline:
             return False
         await self._chance.clock.sleep(seconds)

@@ -41,6 +41,8 @@ class TensorConfig:
         constant: fed at every call in place of a caller's tensor.
         context: samples of the previous chunk that are put in front of this one.
         chunk_sizes: how many timesteps a chunk may have.
+        control: what it tells the graph of the sequence: "start", "end" or "corrid"; see recurra.models.control.
+        values: of a start or end control, those that stand for no and yes.
 
     """
 
@@ -49,6 +51,8 @@ class TensorConfig:
     constant: float | list[Any] | None = None
     context: int = 0
     chunk_sizes: tuple[int, ...] = ()
+    control: str | None = None
+    values: tuple[float, float] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -129,9 +133,12 @@ def _state(table: toml.Table) -> StateConfig:
 
 
 def _input(table: toml.Table) -> TensorConfig:
+    control = table.take("control", toml.control, None)
     tensor = TensorConfig(
         batch_axis=table.take("batch_axis", toml.axis, None),
-        time_axis=table.take("time_axis", toml.axis_or_false, None),
+        time_axis=table.take("time_axis", toml.axis_or_false, False if control else None),
+        control=control,
+        values=table.take("values", toml.two, (0, 1)),
         constant=table.take("constant", toml.constant, None),
         context=table.take("context", toml.positive, 0),
         chunk_sizes=table.take("chunk_sizes", toml.sizes, ()),

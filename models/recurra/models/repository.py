@@ -73,7 +73,7 @@ def find(repository: Path) -> dict[str, Path]:
     return {
         folder.name: folder
         for folder in sorted(repository.iterdir())
-        if folder.is_dir() and is_name(folder.name) and (_versions(folder) or (folder / SETTINGS).exists())
+        if folder.is_dir() and is_name(folder.name) and (versions(folder) or (folder / SETTINGS).exists())
     }
 
 
@@ -92,10 +92,10 @@ def load(model_dir: Path, *, provider: str = "auto", made_for: str = "", threads
 
     `made_for`: the provider that the graph's form is for, where it is not the one that runs it. `threads`: of one run.
     """
-    versions = _versions(model_dir)
-    if not versions:
+    found = versions(model_dir)
+    if not found:
         raise ModelRefused(f"'{model_dir.name}' has no version: put the file at {model_dir.name}/1/{FILE}")
-    version = versions[-1]
+    version = found[-1]
     path = model_dir / version / FILE
     return load_file(path, model_dir.name, version, model_dir, provider=provider, made_for=made_for, threads=threads)
 
@@ -206,14 +206,14 @@ def _tested(session: Session, prepared: Prepared, layout: Layout) -> SelfTest:
             batchable=layout.batchable,
             looks_back=looks_back(graph),
             blanks=blanks(graph),
-            sure=[pair.name for pair in prepared.pairs if pair.origin == "lifted"],
+            sure=[pair.name for pair in prepared.pairs if pair.origin in ("lifted", "control")],
         )
     except ChunksDiffer as error:
         node = culprit(prepared.content, program)
         raise ModelRefused(f"{error}. The first to do so is {node}" if node else str(error)) from error
 
 
-def _versions(folder: Path) -> list[str]:
+def versions(folder: Path) -> list[str]:
     """Version folders that hold a file, by number."""
     if not folder.is_dir():
         return []

@@ -14,6 +14,7 @@ from recurra.models.refusal import ModelRefused
 T = TypeVar("T")
 D = TypeVar("D")
 
+CONTROLS: Final = ("start", "end", "corrid")
 DURABILITIES: Final = ("committed", "checkpointed", "replicated")
 
 
@@ -116,6 +117,20 @@ def constant(value: Any, _: str) -> float | list[Any]:
     if isinstance(value, int | float | list):
         return value
     raise ValueError("must be a number or a list of numbers")
+
+
+def control(value: Any, _: str) -> str:
+    """A control that there is."""
+    if value not in CONTROLS:
+        raise ValueError(f"must be one of {', '.join(CONTROLS)}")
+    return str(value)
+
+
+def two(value: Any, _: str) -> tuple[float, float]:
+    """Two numbers."""
+    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(each, int | float) for each in value):  # noqa: PLR2004
+        raise ValueError("must be two numbers, for no and yes")
+    return value[0], value[1]
 
 
 def durability(value: Any, _: str) -> str:

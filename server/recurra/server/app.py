@@ -7,9 +7,9 @@ import gc
 import importlib
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from typing import Any, Final
+from typing import Final
 
 import grpc
 import grpc.aio
@@ -25,22 +25,20 @@ from recurra.server.api.models import Models
 from recurra.server.api.sessions import Sessions
 from recurra.server.api.triton.servicer import Triton
 from recurra.server.engine.device import Device
-from recurra.server.engine.engine import Engine, Limits
-from recurra.server.engine.pool import PoolRunner
-from recurra.server.engine.runner import SlabRunner
-from recurra.server.engine.seams import Runner
+from recurra.server.repository import Repository
 from recurra.server.served import Served
 from recurra.server.settings import EMBEDDED, Settings
 from recurra.server.store.embedded import EmbeddedStore
 from recurra.server.store.sessions import RedisStore
-from recurra.server.telemetry import Log, Metrics, ModelMetrics
-from recurra.server.trials import attempt
+from recurra.server.tasks import owned, stop
+from recurra.server.telemetry import Log, Metrics
 from recurra.v1 import inference_pb2, model_pb2, session_pb2
 from recurra.wire.errors import StoreUnavailable
 
 _HANDSHAKE_MS: Final = 3_000
 _PING_MS: Final = 4_000  # the SDK asks every five seconds whether a replica lives
 _STREAMS_PER_CONNECTION: Final = 4_096
+_METADATA_BYTES: Final = 8 << 10  # of a call; nothing of Recurra's is in there
 _LAST_WORDS_SECONDS: Final = 0.5
 _log = Log(__name__)
 
@@ -114,14 +112,17 @@ async def running(
         await store.ping()
         device = Device()
         stack.callback(device.close)
-        served = await _load(settings, store, device, metrics, ending, refused=refused or {})
+        served = Served(refused=dict(refused or {}))
+        repository = Repository(
+            settings, served, store, device=device, clock=SystemClock(), metrics=metrics, ending=ending
+        )
+        stack.push_async_callback(repository.stop)
+        await repository.load_all()
         if ending.done():
             await ending
             raise Ended
-        engines = [owned(engine.run(), f"engine of {engine.model.name}", ending) for engine in served.engines.values()]
-        stack.push_async_callback(stop, engines)
 
-        server, statuses = _grpc(settings, served, metrics)
+        server, statuses = _grpc(settings, served, repository, metrics)
         port = server.add_insecure_port(settings.listen)
         await server.start()
         stack.push_async_callback(_drain, settings, served, server, statuses)
@@ -155,93 +156,16 @@ async def _lost(embedded: EmbeddedStore) -> None:
     raise StoreUnavailable("the embedded store keeps dying: see valkey.log in its data folder")
 
 
-def owned(work: Coroutine[Any, Any, None], name: str, ending: asyncio.Future[None]) -> asyncio.Task[None]:
-    """A task without which the server cannot go on."""
-    task = asyncio.create_task(work, name=name)
-
-    def ended(task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not ending.done():
-            _log.error("task.failed", task=name, error=error)
-            ending.set_exception(error)
-
-    task.add_done_callback(ended)
-    return task
-
-
-async def _load(
-    settings: Settings,
-    store: RedisStore,
-    device: Device,
-    metrics: Metrics,
-    ending: asyncio.Future[None],
-    *,
-    refused: Mapping[str, str],
-) -> Served:
-    """All models that are not refused yet; once `ending` is done a trial is ended too, and no other model is begun."""
-    served = Served(refused=dict(refused))
-    for name, folder in models.find(settings.models).items():
-        if name in served.refused:
-            continue
-        began = time.monotonic()
-        try:
-            await attempt(folder, settings, ending)
-            provider = models.wanted(folder, settings.provider)
-            model = await asyncio.to_thread(models.load, folder, provider=provider, threads=settings.threads)
-        except models.ModelRefused as error:
-            if ending.done():
-                break
-            served.refused[name] = str(error)
-            _log.error("model.refused", model=name, error=error)
-            continue
-        slots = max(1, min(settings.slots, settings.state_memory_bytes // max(1, model.signature.state_bytes)))
-        mine = metrics.for_model(name)
-        runner = await asyncio.to_thread(_runner, model, device, settings, slots + 1, mine)
-        if settings.cuda_graphs == "on" and isinstance(runner, PoolRunner) and model.program.session.on_gpu:
-            _log.info("timesteps.recorded", model=name, failure=await runner.record())
-        limits = Limits(queue=settings.queue_limit, slots=slots, checkpoint_seconds=settings.checkpoint_seconds)
-        served.engines[name] = Engine(model, runner, store, SystemClock(), mine, limits=limits)
-        _log.info(
-            "model.loaded",
-            model=name,
-            version=model.version,
-            provider=model.providers[0],
-            states="device" if isinstance(runner, PoolRunner) else "host",
-            slots=slots,
-            seconds=round(time.monotonic() - began, 3),
-        )
-        for stray in model.strays:
-            if not stray.sizes:
-                _log.warning("node.strayed", model=name, op=stray.op, node=stray.name, reason=stray.reason)
-        metrics.set_nodes(name, model.nodes, sum(not stray.sizes for stray in model.strays))
-        if ending.done():
-            break
-    return served
-
-
-def _runner(model: models.Model, device: Device, settings: Settings, slots: int, metrics: ModelMetrics) -> Runner:
-    """With the states on the device where that is asked for and the graph allows it, else on the host."""
-    if settings.states == "device" or (settings.states == "auto" and model.program.session.on_gpu):
-        try:
-            return PoolRunner(model, device, slots=slots, metrics=metrics)
-        except models.ModelRefused as error:
-            _log.warning("states.on_host", model=model.name, reason=error)
-    return SlabRunner(model.signature, model.program, device, slots=slots, ragged=model.ragged, start=model.start)
-
-
-async def stop(tasks: list[asyncio.Task[None]]) -> None:
-    """Cancel the tasks, and wait until they are done."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _grpc(settings: Settings, served: Served, metrics: Metrics) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+def _grpc(
+    settings: Settings, served: Served, repository: Repository, metrics: Metrics
+) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     server = transport(settings.transport)(
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
             ("grpc.max_concurrent_streams", _STREAMS_PER_CONNECTION),
+            ("grpc.max_metadata_size", _METADATA_BYTES),
+            ("grpc.absolute_max_metadata_size", 2 * _METADATA_BYTES),
             ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
             ("grpc.http2.min_ping_interval_without_data_ms", _PING_MS),
             ("grpc.so_reuseport", int(settings.workers > 1)),
@@ -249,7 +173,8 @@ def _grpc(settings: Settings, served: Served, metrics: Metrics) -> tuple[grpc.ai
     )
     guard, files = Guard(metrics), (inference_pb2, session_pb2, model_pb2, service_pb2)
     services = [service for file in files for service in file.DESCRIPTOR.services_by_name.values()]
-    servicers = (Inference(served), Sessions(served), Models(served), Triton(served))
+    changes = repository if settings.model_control == "explicit" and settings.workers == 1 else None
+    servicers = (Inference(served), Sessions(served), Models(served), Triton(served, changes))
     for service, servicer in zip(services, servicers, strict=True):
         server.add_registered_method_handlers(service.full_name, guard.handlers(service, servicer))
     statuses = health.aio.HealthServicer()

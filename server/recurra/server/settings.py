@@ -176,6 +176,12 @@ _RULES: Final = {
     "workers": _Rule(
         "1", _workers, "a whole number of processes, 1 to 1024, or auto: one a core", "processes that share the port"
     ),
+    "model_control": _Rule(
+        "none",
+        _choice("none", "explicit"),
+        "none or explicit",
+        "whether Triton's clients may load and unload models; with one worker",
+    ),
     "threads": _Rule("1", _whole(1, 1024), "a whole number of threads, 1 to 1024", "that one run of a model uses"),
     "trial_seconds": _Rule(
         "120.0",
@@ -228,6 +234,7 @@ class Settings:
     state_memory_bytes: int
     cuda_graphs: Literal["on", "off"]
     workers: int
+    model_control: Literal["none", "explicit"]
     threads: int
     trial_seconds: float | None
     cache: Path | None

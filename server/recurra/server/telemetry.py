@@ -96,6 +96,8 @@ def configure(
         root.removeHandler(old)
     root.addHandler(handler)
     logging.getLogger("recurra").setLevel(level.upper())
+    # What goes wrong in a call is told by api/errors.py; this one has a traceback for each caller that went away.
+    logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
 
 
 class ModelMetrics:

@@ -14,10 +14,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Final
 
-from recurra.server.app import Ended, chosen, opened, owned, stop
+from recurra.server.app import Ended, chosen, opened
 from recurra.server.crew import Refusals, Worker, WorkerFailed
 from recurra.server.port import reserved
 from recurra.server.settings import Settings
+from recurra.server.tasks import owned, stop
 from recurra.server.telemetry import Log
 from recurra.server.totals import Totals, totals
 from recurra.server.trials import refusals

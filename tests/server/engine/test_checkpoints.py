@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from recurra.server.engine.operation import Kind
-from recurra.wire.errors import AlreadyApplied, Behind, DataLoss, Diverged, Overloaded, Owned
+from recurra.wire.errors import AlreadyApplied, Behind, DataLoss, Diverged, Overloaded, Owned, StoreUnavailable
 from tests.server.engine.world import NOTHING, Answer, Replica, lost, new_id, turned, until
 from tests.service import zoo
 
@@ -215,6 +215,69 @@ async def test_a_retry_gets_the_same_reply_and_no_other_step(a, written):
     with pytest.raises(AlreadyApplied):
         await a.predict("s", x(2), id_=stepper.ids[-2], checkpointed=True).answer()
     assert (await stepper.step(a)).position == 5
+
+
+async def test_a_retry_tells_what_the_store_has_by_now_and_not_more(a):
+    stepper = Stepper()
+    await stepper.step(a, 4)
+    again = await a.predict("s", x(3), id_=stepper.last, after=stepper.ids[-2], checkpointed=True).answer()
+    assert (again.duplicate, again.position, again.durable) == (True, 4, 2)
+
+
+async def test_a_committed_retry_is_answered_once_the_store_has_what_it_repeats(a):
+    stepper = Stepper()
+    await stepper.step(a, 4)
+    with pytest.raises(StoreUnavailable):  # it is being written
+        await a.predict("s", x(3), id_=stepper.last, after=stepper.ids[-2]).answer()
+    await until(lambda: _stands(a, 4))
+    again = await a.predict("s", x(3), id_=stepper.last, after=stepper.ids[-2]).answer()
+    assert (again.duplicate, again.durable) == (True, 4)
+
+
+@pytest.mark.parametrize("applied", [True, False])
+async def test_a_committed_retry_does_not_overtake_its_own_commit(a, b, applied):
+    stepper = Stepper()
+    await stepper.step(a, 3)
+    gate = a.store.hold("commit")
+    first = a.predict("s", x(3), id_=(id_ := new_id()), after=stepper.last)
+    await gate.here()
+    again = a.predict("s", x(3), id_=id_, after=stepper.last)
+    assert not await turned(lambda: again.done)
+    if not applied:  # another replica takes the session over; what this one had not written is gone
+        durable = (await b.stands("s"))[0]
+        await b.predict("s", x(9), after=durable, checkpointed=True).answer()
+    gate.open()
+    for call in (first, again):
+        if applied:
+            assert (await call.answer()).durable == 4
+        else:
+            with pytest.raises(Owned):
+                await call.answer()
+
+
+async def test_what_was_durable_before_a_reset_is_not_after_it(a):
+    stepper = Stepper()
+    await stepper.step(a, 3)
+    gate = a.store.hold("commit")
+    given = {0: a.engine.model.signature.states[0].fresh[None]}
+    reset = a.change(Kind.RESET, "s", after=stepper.last, given=given)
+    await gate.here()
+    stepper.sent.clear()
+    stepper.ids.append(reset.id)
+    answer = await stepper.step(a)
+    assert (answer.position, answer.durable) == (1, 0)
+    gate.open()
+    await reset.answer()
+    assert (await stepper.step(a)).durable == 0
+
+
+async def test_a_retry_keeps_its_reply_while_the_session_goes_on(a):
+    stepper = Stepper()
+    await stepper.step(a, 3)
+    again = a.predict("s", x(2), id_=stepper.last, after=stepper.ids[-2], checkpointed=True)
+    later = a.predict("s", x(3), after=stepper.last, checkpointed=True)
+    await later.answer()
+    assert (await again.answer()).position == 3
 
 
 async def test_a_retry_on_another_replica_gets_the_reply_that_the_checkpoint_brought(a, b):

@@ -167,8 +167,12 @@ async def test_long_chunks_that_wait_for_one_that_is_run_are_bounded(here):
     for at in range(4):
         calls.append(a.predict(f"s{at}", x(at, LONG)))
         await until(lambda at=at: turned(lambda: a.engine.slots.ready[a.engine.slot(f"s{at}")]))
-    with pytest.raises(Overloaded):
-        a.predict("one more", x(4, LONG))
+    for waited, told in ((0.0, 0.05), (2.0, 2.0), (100.0, 5.0)):  # as long as the first has waited, within reason
+        a.clock.ahead_seconds = waited
+        with pytest.raises(Overloaded) as refused:
+            a.predict("one more", x(4, LONG))
+        assert told <= refused.value.retry_after < told + 1
+    a.clock.ahead_seconds = 0.0
     gate.open()
     same((await first.answer()).y, x(0, LONG))
     for at, call in enumerate(calls):

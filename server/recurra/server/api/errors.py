@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import traceback
 from collections.abc import Awaitable, Callable
@@ -43,6 +44,11 @@ class Guard:
             try:
                 # Parsed in here: what a deserialiser raises would reach the caller as UNKNOWN.
                 return await behaviour(request if streams else parse(request), context)
+            except (
+                grpc.aio.InternalError
+            ):  # a write that nobody is there to take: the client went, and that is no fault
+                code = "CANCELLED"
+                raise asyncio.CancelledError from None
             except Exception as error:  # noqa: BLE001 # see _told
                 told = _told(error, name)
                 code, ending = told.code.name, self._aborted(context, told)

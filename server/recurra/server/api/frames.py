@@ -25,6 +25,7 @@ Array = NDArray[Any]
 
 MAX_HANDLES: Final = 1 << 16
 _MAX_FRAMES: Final = 64  # in flight on one stream; then it is not read on
+_FEW_HANDLES: Final = 16
 _NOT_BOUND, _NO_SLOT_YET = -2, -1
 
 
@@ -43,8 +44,8 @@ class FrameStream:
     def __init__(self, served: Served, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self._served, self._context = served, context
         self._engine: Engine | None = None
-        self._slots = np.zeros(MAX_HANDLES, np.intp)
-        self._uses = np.full(MAX_HANDLES, _NOT_BOUND)  # which use of its slot a session's is
+        self._slots = np.zeros(_FEW_HANDLES, np.intp)  # by handle, of so many as were bound
+        self._uses = np.full(_FEW_HANDLES, _NOT_BOUND)  # which use of its slot a session's is
         self._frame_handles = b""  # the last frame's, their slots, and what engine.slots.given was then
         self._frame_slots: NDArray[np.intp] = self._slots[:0]
         self._given = 0
@@ -117,7 +118,15 @@ class FrameStream:
                 raise InvalidArgument(f"handle {handle} or session '{name}' is bound already")
             self._names[handle] = name
             self._bound_names.add(name)
+            self._widen(handle)
             self._uses[handle] = _NO_SLOT_YET
+
+    def _widen(self, handle: int) -> None:
+        """Make the columns long enough for this handle: most streams have few."""
+        more = (1 << handle.bit_length()) - len(self._uses)
+        if more > 0:
+            self._slots = np.concatenate((self._slots, np.zeros(more, np.intp)))
+            self._uses = np.concatenate((self._uses, np.full(more, _NOT_BOUND)))
 
     def _unbind(self, handles: Any) -> None:
         self._frame_handles = b""
@@ -200,7 +209,7 @@ class FrameStream:
         if named == self._frame_handles and self._given == engine.slots.given:
             return self._frame_slots
         handles = np.frombuffer(named, "<u4")
-        if handles.max() >= MAX_HANDLES or (self._uses[handles] == _NOT_BOUND).any():
+        if handles.max() >= len(self._uses) or (self._uses[handles] == _NOT_BOUND).any():
             raise InvalidArgument("the frame names a handle that is not bound")
         if len(np.unique(handles)) != len(handles):
             raise InvalidArgument("the frame names a handle twice")

@@ -35,6 +35,7 @@ from recurra.wire.errors import DeadlineExceeded, Draining, InvalidArgument, Ove
 Array = NDArray[Any]
 
 _MAX_FLIGHTS: Final = 2  # batches on their way to the store: one more is run meanwhile, the next ones grow
+_LEAST_RETRY_SECONDS, _MOST_RETRY_SECONDS = 0.05, 5.0
 _QUIET_TURNS, _MOST_TURNS, _ENOUGH = 48, 512, 32  # turns of the event loop, and operations: see Engine._arrive
 
 
@@ -104,13 +105,18 @@ class Engine:
             raise InvalidArgument(f"{count} operations at once; this server queues at most {self._limits.queue}")
         if self._scheduler.queued + count > self._limits.queue:
             raise Overloaded(
-                f"{self._scheduler.queued} operations wait for model '{self.model.name}' already", retry_after=0.05
+                f"{self._scheduler.queued} operations wait for model '{self.model.name}' already",
+                retry_after=self._until_there_is_room(),
             )
         if self.model.ragged is not None and 1 < block.timesteps <= PIECE:
             block.key = self._ragged_key(block)
         self._sequence += 1
         block.sequence, block.arrival = self._sequence, self._clock.monotonic()
         self._pending.add(block)
+
+    def _until_there_is_room(self) -> float:
+        """Seconds: about as long as the first in the queue has waited, the next ones will."""
+        return min(max(self._clock.monotonic() - self._scheduler.since, _LEAST_RETRY_SECONDS), _MOST_RETRY_SECONDS)
 
     def _ragged_key(self, block: Block) -> Hashable:
         """Chunks go together up to the next power of two: at most half of what is run is padding."""

@@ -74,9 +74,18 @@ class Pending:
             self._statistics.success.add(at, waited)
         self._slots.unpin(batch.slots)
 
-    def answer_rows(self, block: Block, rows: Rows, outputs: list[Array], states: list[Array], headers: Array) -> None:
-        """Some rows of one block are done; each array (rows, ...)."""
-        block.answer(rows, outputs, states, headers)
+    def answer_rows(
+        self,
+        block: Block,
+        rows: Rows,
+        outputs: list[Array],
+        states: list[Array],
+        headers: Array,
+        *,
+        durable: Array | None = None,
+    ) -> None:
+        """Some rows of one block are done; each array (rows, ...); see `answer`."""
+        block.answer(rows, outputs, states, headers, durable)
         self._count(self._statistics.success, block, len(rows))
         self._slots.unpin(block.slots[rows])
         self._ended(block)

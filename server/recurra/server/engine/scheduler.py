@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from bisect import insort
 from collections import defaultdict, deque
@@ -40,6 +41,11 @@ class Scheduler:
         self._first: dict[int, Block] = {}
         self._seen = np.zeros(slots, bool)
         self.queued = 0  # operations
+
+    @property
+    def since(self) -> float:
+        """When the first that waits arrived; infinity where none does."""
+        return self._blocks[0].arrival if self._blocks else math.inf
 
     def add(self, block: Block) -> None:
         """Queue all rows of a new block."""

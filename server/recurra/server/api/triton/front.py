@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recurra.models import Model, TensorSpec
+from recurra.models.config import TensorConfig
+from recurra.models.layout import Port
 from recurra.server.api.triton.refusals import told
 from recurra.server.engine.engine import Engine
 from recurra.server.served import Served
@@ -71,14 +75,41 @@ class Tensor:
         return array if self.batched else array[0]
 
 
+class Control(NamedTuple):
+    """An input of the graph that tells it of the sequence."""
+
+    spec: TensorSpec
+    given: TensorConfig
+
+    def column(self, sequences: list[str], *, end: bool) -> Array:
+        """What the rows of these sequences are fed, (N, *shape)."""
+        values: Any = [self.given.values[end]]
+        if self.given.control == "corrid":
+            values = np.array([_number(sequence) for sequence in sequences], np.uint64)
+        column = np.asarray(values).astype(self.spec.dtype)
+        shape = tuple(size or 1 for size in self.spec.shape)
+        return np.broadcast_to(column.reshape(-1, *[1] * len(shape)), (len(sequences), *shape))
+
+
 class Front:
-    """One model that is served."""
+    """One model that is served.
+
+    Attributes:
+        inputs: by name, what clients send.
+        controls: inputs that are fed with what their requests say of the sequence.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.model = engine, engine.model
-        layout = self.model.program.layout
-        self.inputs = {port.spec.name: _tensor(self.model, port) for port in layout.inputs}
+        layout, given = self.model.program.layout, self.model.config.inputs
+        self.controls = [Control(port.spec, given[port.spec.name]) for port in layout.inputs if _told(given, port)]
+        self.inputs = {port.spec.name: _tensor(self.model, port) for port in layout.inputs if not _told(given, port)}
         self.outputs = [_tensor(self.model, port) for port in layout.outputs]
+
+    @cached_property
+    def told_of_the_end(self) -> bool:
+        """Whether the graph, called timestep by timestep, is told which is the last."""
+        return self.model.program.layout.stepwise and any(each.given.control == "end" for each in self.controls)
 
     @cached_property
     def max_batch(self) -> int:
@@ -107,8 +138,19 @@ class Fronts:
         return front
 
 
-def _tensor(model: Model, port: Any) -> Tensor:
-    spec: TensorSpec = port.spec
+def _number(sequence: str) -> int:
+    """The number that a sequence's id is, or one that stands for it."""
+    if sequence.isascii() and sequence.isdecimal() and int(sequence) < 1 << 64:
+        return int(sequence)
+    return int.from_bytes(blake2b(sequence.encode(), digest_size=8).digest(), "little")
+
+
+def _told(given: Mapping[str, TensorConfig], port: Port) -> bool:
+    return port.spec.name in given and given[port.spec.name].control is not None
+
+
+def _tensor(model: Model, port: Port) -> Tensor:
+    spec = port.spec
     sizes, stepwise = model.signature.chunk_sizes, model.program.layout.stepwise
     lone = spec.has_time_axis and stepwise and port.time_axis is None
     time = 1 if stepwise else sizes[0] if len(sizes) == 1 else -1

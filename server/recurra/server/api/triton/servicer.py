@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import grpc
 import grpc.aio
 
 from recurra.inference import service_pb2
 from recurra.server.api import operations
 from recurra.server.api.triton import describe
 from recurra.server.api.triton.front import Fronts
+from recurra.server.api.triton.refusals import told
 from recurra.server.api.triton.step import Step
 from recurra.server.api.triton.stream import InferStream
+from recurra.server.repository import Repository
 from recurra.server.served import Served
-from recurra.wire.errors import Unimplemented
+from recurra.wire.errors import InvalidArgument, ModelNotFound, Unimplemented
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -21,8 +24,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class Triton:
     """Every rpc of the service; those that are not offered say so."""
 
-    def __init__(self, served: Served) -> None:
-        self._served, self._fronts = served, Fronts(served)
+    def __init__(self, served: Served, repository: Repository | None = None) -> None:
+        """`repository`: models are loaded and unloaded there, where that is allowed."""
+        self._served, self._fronts, self._repository = served, Fronts(served), repository
 
     @property
     def _ready(self) -> bool:
@@ -77,11 +81,39 @@ class Triton:
     ) -> service_pb2.RepositoryIndexResponse:
         return describe.index(self._served, ready=request.ready)
 
+    async def RepositoryModelLoad(  # noqa: N802
+        self, request: service_pb2.RepositoryModelLoadRequest, _: Context
+    ) -> service_pb2.RepositoryModelLoadResponse:
+        if request.parameters:
+            raise InvalidArgument("a model is loaded as it is in the repository: parameters cannot change it")
+        try:
+            await self._changes().load(request.model_name)
+        except ModelNotFound as error:
+            raise told(error, request.model_name) from None
+        return service_pb2.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(  # noqa: N802
+        self, request: service_pb2.RepositoryModelUnloadRequest, _: Context
+    ) -> service_pb2.RepositoryModelUnloadResponse:
+        try:
+            await self._changes().unload(request.model_name)
+        except ModelNotFound as error:
+            raise told(error, request.model_name) from None
+        return service_pb2.RepositoryModelUnloadResponse()
+
+    def _changes(self) -> Repository:
+        if self._repository is None:
+            error = Unimplemented(
+                "explicit model load / unload is not allowed: start one worker with --model-control explicit"
+            )
+            error.code = grpc.StatusCode.UNAVAILABLE
+            raise error
+        return self._repository
+
     async def _unoffered(self, request: Any, context: Context) -> Any:
         del request, context
-        raise Unimplemented("this server shares no memory; its logs, traces and models have settings of their own")
+        raise Unimplemented("this server shares no memory; its logs and traces have settings of their own")
 
-    RepositoryModelLoad = RepositoryModelUnload = _unoffered
     SystemSharedMemoryStatus = SystemSharedMemoryRegister = SystemSharedMemoryUnregister = _unoffered
     CudaSharedMemoryStatus = CudaSharedMemoryRegister = CudaSharedMemoryUnregister = _unoffered
     TraceSetting = LogSettings = _unoffered

@@ -48,7 +48,7 @@ class Step:
         self._timed = asked.timeout > 0
         self._wanted = _wanted(front, request.outputs)
         names = self._sequences = sequences.names(front, asked, sent)
-        chunk, timesteps = self._chunk(sent)
+        chunk, timesteps = self._chunk(sent, end=asked.end)
         count, config = len(names), front.model.config
         wait = min(asked.timeout or operations.LONGEST_WAIT_SECONDS, wait_seconds or operations.LONGEST_WAIT_SECONDS)
         named = config.retry_by_id and request.id
@@ -68,7 +68,7 @@ class Step:
         )
         engine.submit(self.block)
 
-    def _chunk(self, sent: dict[str, Array]) -> tuple[list[Array], int]:
+    def _chunk(self, sent: dict[str, Array], *, end: bool) -> tuple[list[Array], int]:
         front = self._front
         if sent.keys() != front.inputs.keys():
             got, want = (", ".join(f"'{name}'" for name in names) or "none" for names in (sent, front.inputs))
@@ -83,7 +83,12 @@ class Step:
                     f"input '{name}' has a batch of {len(taken[name])}: one sequence has a batch of 1; several are "
                     f"named, one a row, by the BYTES input '{SEQUENCE_IDS}'"
                 )
-        return inputs.fit(front.model.signature, taken, len(self._sequences))
+        for control in front.controls:
+            taken[control.spec.name] = control.column(self._sequences, end=end)
+        chunk, timesteps = inputs.fit(front.model.signature, taken, len(self._sequences))
+        if end and timesteps > 1 and front.told_of_the_end:
+            raise InvalidArgument("the last step of a sequence has one timestep: the model is told that it is the last")
+        return chunk, timesteps
 
     async def done(self) -> service_pb2.ModelInferResponse:
         """The reply. Raises what Triton's clients are told."""
