@@ -70,7 +70,7 @@ class Plan:
         crowd = random.random() < 0.06
         users = []
         for _ in range(random.choice((1, 1, 2, 3))):
-            kind = random.choice(("Caller", "ByHand", "Streamer", "Streamer", "Batcher", "Piper"))
+            kind = random.choice(("Caller", "ByHand", "Streamer", "Streamer", "Batcher", "Piper", "Rivals"))
             level = random.choice(_LEVELS)
             users.append((kind, random.choice((1, 2, 4)), level))
         if crowd:
