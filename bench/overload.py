@@ -1,6 +1,6 @@
 """What a server does that is offered three times what it can serve, and one whose store hangs.
 
-    python -m bench.overload [--quick] [--seconds 60] [--times 3] [--timeout 1]
+    python -m bench.overload [--quick] [--seconds 60] [--times 3] [--timeout 3]
 
 An LSTM 2x256, committed; the store's file is everysec. Unary calls of 1,024 sessions come by a schedule over eight
 connections, each with a deadline, and are not made again. First as much as is answered (the peak, 256 in flight), then
@@ -37,8 +37,8 @@ _SLICE_SECONDS: Final = 0.5
 _STOPPED: Final = (4.0, 12.0)  # of 24 seconds
 _LEAST, _MOST_BYTES = 0.8, 256 << 20
 Phase = dict[str, Any]
-"""By name: "slices" of half a second, each [offered, answered in time, refused, server's bytes, store's bytes]; totals by
-outcome; "untold", how many of the refused were not told when to come back; the latencies of those answered, seconds."""
+"""By name: "slices" of half a second, each [offered, answered in time, refused, server's bytes, store's bytes]; totals
+by outcome; "untold", how many of the refused were not told when to come back; latencies of the answered, in seconds."""
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a sixth of it")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long too much is offered")
     parser.add_argument("--times", type=float, default=3.0, help="the peak")
-    parser.add_argument("--timeout", type=float, default=1.0, help="of a call, in seconds")
+    parser.add_argument("--timeout", type=float, default=3.0, help="of a call, in seconds")
     parser.add_argument("--transport", default="grpc", help="as of recurra serve")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
