@@ -1,4 +1,4 @@
-"""Unary calls over HTTP/2 by hand: a tenth of what gRPC's client costs, so that a caller can outrun the server.
+"""Unary calls over HTTP/2 by hand: a third of what gRPC's client costs, so that a caller can outrun the server.
 
 Calls go by a schedule, whatever became of those before. The server's settings are kept to, as gRPC keeps to them: a
 call beyond its streams or its window waits here, and is given up at its deadline.
