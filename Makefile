@@ -1,22 +1,26 @@
-# make demo | test | fuzz | parity | lint | sdk-alone | bench | proto | setup | clean. Everything installs into .venv by itself.
+# make demo | test | chaos | fuzz | simulate | parity | lint | sdk-alone | bench | proto | setup | clean. Everything installs into .venv by itself.
 PYTHON ?= python3
 PYTEST ?=
+CHAOS ?=
+MINUTES ?= 10
 VENV := .venv
 EXPORT := $(VENV)-export
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROTOS := $(sort $(wildcard proto/recurra/v1/*.proto))
+TRITONS := $(sort $(wildcard proto/inference/*.proto))
 STUBS := proto
 
-# Paths of the .proto files that packages bring, and one compiler call: $(call protoc,options)
+# Paths of the .proto files that packages bring, and one compiler call: $(call protoc,options,files)
 packages = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
-protoc = $(BIN)/python -m grpc_tools.protoc -I proto -I "$(packages)" $(1) $(PROTOS)
-stubs = $(call protoc,--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
-	--python_out="$(1)" --grpc_python_out="$(1)" --mypy_out=quiet:"$(1)" --mypy_grpc_out=quiet:"$(1)")
+protoc = $(BIN)/python -m grpc_tools.protoc -I proto -I "$(packages)" --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+	--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc $(1) $(2)
+# The stubs of proto/inference go to recurra.inference, and into a pool of their own: see there.
+stubs = $(call protoc,--python_out="$(1)" --grpc_python_out="$(1)" --mypy_out=quiet:"$(1)" --mypy_grpc_out=quiet:"$(1)",$(PROTOS)) && \
+	$(call protoc,--python_out="$(1)/recurra" --mypy_out=quiet:"$(1)/recurra",$(TRITONS)) && \
+	sed -i 's/_descriptor_pool.Default()/_descriptor_pool.DescriptorPool()/' "$(1)"/recurra/inference/*_pb2.py
 
-MINUTES ?= 10
-
-.PHONY: setup export-setup parity demo test fuzz sdk-alone lint lint-python lint-proto proto bench clean
+.PHONY: setup export-setup parity demo test chaos fuzz simulate sdk-alone lint lint-python lint-proto proto bench clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -32,8 +36,14 @@ $(READY): pyproject.toml constraints.txt
 demo: setup
 	@$(BIN)/python -m bench.demo
 
+# A file's tests stay together: they share its servers.
 test: setup
-	$(BIN)/pytest $(PYTEST)
+	$(BIN)/pytest -n auto --dist loadfile $(PYTEST)
+
+# Real processes that are killed, suspended, cut off and filled up for a minute or two, and every answer checked. What it
+# finds is in tests/chaos/results.json. CHAOS='--seed 7 --seconds 120'
+chaos: setup
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 # The fuzz of `make test` again and again, with other examples each time.
 fuzz: setup
@@ -77,10 +87,10 @@ lint-python: setup
 # buf's rules, and whether `make proto` would change anything.
 lint-proto: setup
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
-	echo "buf lint" && $(call protoc,--include_imports --descriptor_set_out="$$scratch/image.binpb") && \
-	(cd proto && $(abspath $(BIN))/buf lint "$$scratch/image.binpb" --path recurra/v1) && \
-	echo "stubs are what the .proto files say" && mkdir "$$scratch/stubs" && $(call stubs,$$scratch/stubs) && \
-	for stub in "$$scratch"/stubs/recurra/v1/*; do diff -u "proto/recurra/v1/$${stub##*/}" "$$stub" || { echo "run make proto" >&2; exit 1; }; done
+	echo "buf lint" && $(call protoc,--include_imports --descriptor_set_out="$$scratch/image.binpb",$(PROTOS) $(TRITONS)) && \
+	(cd proto && $(abspath $(BIN))/buf lint "$$scratch/image.binpb" --path recurra/v1 --path inference) && \
+	echo "stubs are what the .proto files say" && mkdir -p "$$scratch/stubs/recurra" && $(call stubs,$$scratch/stubs) && \
+	for stub in "$$scratch"/stubs/recurra/*/*; do diff -u "proto/$${stub#"$$scratch/stubs/"}" "$$stub" || { echo "run make proto" >&2; exit 1; }; done
 
 proto: setup
 	$(call stubs,$(STUBS))

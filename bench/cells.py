@@ -59,6 +59,7 @@ MAIN: Final = tuple(
     for kind, durabilities in {
         "pairs": ("memory", "checkpointed", "committed"),
         "frames": ("memory", "checkpointed", "committed"),
+        "packed": ("checkpointed", "committed"),
         "singles": ("memory", "checkpointed", "committed"),
         "streams": ("committed",),
         "unary": ("memory", "committed"),
@@ -87,7 +88,7 @@ _OFFERED: Final = tuple(
 )
 _QUICK: Final = (
     *FLOORS[:2],
-    *(Cell(kind, "lstm", 64, "committed") for kind in ("pairs", "singles", "unary")),
+    *(Cell(kind, "lstm", 64, "committed") for kind in ("pairs", "packed", "singles", "unary")),
     Cell("pairs", "lstm", 64, "checkpointed"),
     Cell("pairs", "lstm", 64, "committed", load=0.5),
 )

@@ -1,6 +1,6 @@
-"""Loads: N sessions that predict one timestep after another, by calls, by streams of one, and by frames.
+"""Loads: N sessions that predict one timestep after another, by calls, by streams of one, by frames, by the SDK.
 
-Messages are made from the stubs, not the SDK, so that the client leaves the machine to the server.
+Messages are made from the stubs, not the SDK, but where it says so: the client leaves the machine to the server.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Final, Self
 import grpc.aio
 import numpy as np
 
+from recurra.client import AsyncClient
 from recurra.v1 import inference_pb2, inference_pb2_grpc, session_pb2, session_pb2_grpc
 from recurra.wire.tensors import to_tensor
 
@@ -63,6 +64,7 @@ class Sessions:
     def __init__(
         self, address: str, names: Sequence[str], *, model: str, shape: tuple[int, ...], durability: str = "committed"
     ) -> None:
+        self._address, self._durability = address, durability
         self.channel = grpc.aio.insecure_channel(address, options=_CHANNEL)
         self.stub = inference_pb2_grpc.InferenceServiceStub(self.channel)
         self.model, self.options = model, OPTIONS[durability]
@@ -95,6 +97,22 @@ class Sessions:
     async def singles(self, until: float) -> Done:
         """One stream, on which each session has one timestep in flight, in a frame of its own."""
         return await Stream(self, [[index] for index in self._all]).closed(until)
+
+    async def packed(self, until: float) -> Done:
+        """The SDK's stream: a task a session that steps by itself; what comes together is packed into a frame."""
+        done = Done()
+
+        async def task(index: int) -> None:
+            while (began := time.perf_counter()) < until:
+                await stream.predict(self.names[index], self.input[index])
+                done.count(1, began)
+
+        async with (
+            AsyncClient(self._address) as client,
+            client.stream(self.model, durability=self._durability) as stream,
+        ):
+            await asyncio.gather(*map(task, self._all))
+        return done
 
     async def frames(self, until: float) -> Done:
         """All sessions together in one frame, one frame in flight."""

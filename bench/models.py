@@ -124,6 +124,25 @@ def _timestep(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
+def halved(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same of 16-bit numbers: weights, inputs, states and outputs."""
+    half, single = TensorProto.FLOAT16, TensorProto.FLOAT
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    graphs = [made.graph]
+    for graph in graphs:
+        graphs += [each.g for node in graph.node for each in node.attribute if each.type == onnx.AttributeProto.GRAPH]
+        for tensor in [each for each in graph.initializer if each.data_type == single]:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+        for value in [*graph.input, *graph.output, *graph.value_info]:
+            if value.type.tensor_type.elem_type == single:
+                value.type.tensor_type.elem_type = half
+        for node in graph.node:
+            if node.op_type == "ConstantOfShape":
+                node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(np.zeros(1, np.float16))))
+    return made
+
+
 def repository(folder: Path, **models: onnx.ModelProto) -> Path:
     """A model repository with these models as version 1."""
     for name, model in models.items():

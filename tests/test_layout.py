@@ -11,7 +11,7 @@ import pytest
 
 PROJECT = Path(__file__).parent.parent
 ROOTS = ("proto", "client", "server", "models")
-ROOMS = ("v1", "wire", "client", "models", "server")
+ROOMS = ("v1", "inference", "wire", "client", "models", "server")
 MAX_FILE_BYTES = 1 << 20
 
 

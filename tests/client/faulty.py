@@ -18,6 +18,7 @@ class Faulty:
         rows: how many each frame had.
         unbound: handles that were freed.
         cut_after: a stream is cut after so many results more; None: it is not.
+        errors_reversed: a frame's errors come with the last row's first.
     """
 
     def __init__(self, channel, script: str = "") -> None:
@@ -26,6 +27,7 @@ class Faulty:
         self.rows: list[int] = []
         self.unbound: list[int] = []
         self.cut_after: int | None = None
+        self.errors_reversed = False
 
     def fate(self) -> str:
         return self.script.popleft() if self.script else "."
@@ -74,6 +76,8 @@ class FaultyStream:
             if self.faulty.cut_after < 0:
                 self.faulty.cut_after = None
                 raise Unreachable("the stream is cut")
+        if self.faulty.errors_reversed:
+            message.frame.errors.sort(key=lambda error: -error.row)
         return message
 
     def cancel(self) -> None:

@@ -50,6 +50,16 @@ def test_sessions_that_are_there_are_continued_beside_new_ones(client: Client, i
     batch.predict(xs)
 
 
+async def test_sessions_that_are_there_keep_their_inputs_in_whatever_order_their_errors_come(
+    aclient: AsyncClient, faulty: Faulty, ids: list[str]
+) -> None:
+    xs = draw(6)
+    await aclient.batch("lstm", ids).predict(xs[:, :2])
+    faulty.errors_reversed = True
+    y = await aclient.batch("lstm", ids).predict(xs[:, 2:])
+    np.testing.assert_allclose(y, whole(xs)[:, 2:], **CLOSE)
+
+
 async def test_sessions_that_are_there_cost_one_frame_more(
     aclient: AsyncClient, faulty: Faulty, ids: list[str]
 ) -> None:

@@ -308,6 +308,16 @@ def test_beyond_the_window_nothing_is_replayed() -> None:
     assert session.requests == ["a"]
 
 
+def test_what_is_larger_than_the_window_is_not_kept_once_it_is_applied() -> None:
+    history, session = make(window=Window(0)), Session()
+    for request in "abc":
+        predict(history, session, request)
+    assert {operation.request for operation in history._applied} == {None}
+    del session.life[1:]
+    with pytest.raises(Diverged):
+        predict(history, session, "d")
+
+
 def test_a_session_that_is_gone_is_told() -> None:
     history, session = make(), Session()
     predict(history, session, "a")

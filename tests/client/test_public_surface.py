@@ -22,7 +22,7 @@ def public(cls: type) -> set[str]:
 
 def test_names() -> None:
     reasons = {cls.__name__ for cls in errors.BY_REASON.values()} | {"Mismatch"}
-    values = {"BatchError", "Model", "SelfTest", "SessionInfo", "StateSpec", "TensorSpec"}
+    values = {"BatchError", "Model", "SelfTest", "SessionInfo", "StateSpec", "StrayNode", "TensorSpec"}
     handles = {"AsyncBatch", "AsyncClient", "AsyncSession", "AsyncStream", "Batch", "Client", "Session", "Stream"}
     assert set(recurra.client.__all__) == reasons | values | handles
 

@@ -142,6 +142,22 @@ async def test_bad_input_of_one_harms_no_other(aclient: AsyncClient, ids: list[s
     np.testing.assert_allclose(np.stack([first, second], 1), whole(xs), **CLOSE)
 
 
+async def test_asking_again_alone_what_was_padded_beside_a_longer_chunk_is_a_retry(
+    aclient: AsyncClient, faulty: Faulty, ids: list[str]
+) -> None:
+    xs = draw(5)
+    async with aclient.stream("lstm") as stream:
+        await asyncio.gather(*map(stream.predict, ids[:2], xs[:2, 0]))
+        faulty.script.extend("<" * 40)
+        asked = [stream.predict(ids[0], xs[0, 1:4], timeout=0.1), stream.predict(ids[1], xs[1, 1:5], timeout=0.1)]
+        for error in await asyncio.gather(*asked, return_exceptions=True):
+            assert isinstance(error, RecurraError)
+        faulty.script.clear()
+        again = await stream.predict(ids[0], xs[0, 1:4])
+        np.testing.assert_allclose(again, LSTM.whole(xs[0, :4])[1:], **CLOSE)
+        np.testing.assert_allclose(await stream.predict(ids[1], xs[1, 1:5]), LSTM.whole(xs[1])[1:], **CLOSE)
+
+
 async def test_an_input_that_the_model_fails_on_harms_no_other(aclient: AsyncClient, ids: list[str]) -> None:
     xs = draw(2, "picky")
     bad = xs[:, 0].copy()

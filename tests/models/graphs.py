@@ -19,6 +19,7 @@ from recurra.models.session import Session
 
 Array = NDArray[Any]
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+INT32, BOOL = TensorProto.INT32, TensorProto.BOOL
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
@@ -179,7 +180,7 @@ def native(
             inputs += ["", start]
         settings = {"hidden_size": hidden, "direction": direction, **(attributes or {})}
         if op == "GRU":
-            settings["linear_before_reset"] = 1
+            settings.setdefault("linear_before_reset", 1)
         nodes += [
             helper.make_node(op, inputs, [f"l{layer}_y"], name=names[layer] if names else "", **settings),
             # (T, D, N, H) -> (T, N, D, H) -> (T, N, D*H)
@@ -283,6 +284,40 @@ def one_step_cell(
     inputs = [info("x", [*lead, *middle, features]), info(state, [*lead, hidden])]
     outputs = [info("y", [*lead, *middle, hidden]), info(result, [*lead, hidden])]
     return model(nodes, inputs, outputs, weights), drawn
+
+
+def controlled(*, start: int = FLOAT, turned: bool = False) -> ModelProto:
+    """One timestep as Triton's models have it: h' = h / 2 + x READY, y = h' + 100 END + CORRID; h is 3 at a START.
+
+    x, h (N, 2), each control (N, 1). `turned`: 0 is START's yes.
+    """
+    nodes = [
+        helper.make_node("Cast", ["START"], ["cast"], to=FLOAT),
+        helper.make_node("Sub", ["one", "cast"], ["uncast"]),
+        helper.make_node("Mul", ["h_in", "cast" if turned else "uncast"], ["kept"]),
+        helper.make_node("Mul", ["three", "uncast" if turned else "cast"], ["begun"]),
+        helper.make_node("Add", ["kept", "begun"], ["h"]),
+        helper.make_node("Mul", ["h", "half"], ["faded"]),
+        helper.make_node("Mul", ["x", "READY"], ["x_ready"]),
+        helper.make_node("Add", ["faded", "x_ready"], ["h_out"]),
+        helper.make_node("Mul", ["END", "hundred"], ["ends"]),
+        helper.make_node("Cast", ["CORRID"], ["sequence"], to=FLOAT),
+        helper.make_node("Sum", ["h_out", "ends", "sequence"], ["y"]),
+    ]
+    numbers = {"one": 1, "half": 0.5, "three": 3, "hundred": 100}
+    stored = [const(name, value, np.float32) for name, value in numbers.items()]
+    kinds = {"x": FLOAT, "h_in": FLOAT, "START": start, "READY": FLOAT, "END": FLOAT, "CORRID": INT64}
+    inputs = [info(name, ["batch", 2 if name in ("x", "h_in") else 1], kind) for name, kind in kinds.items()]
+    return model(nodes, inputs, [info("y", ["batch", 2]), info("h_out", ["batch", 2])], stored)
+
+
+def controlled_run(x: Array) -> Array:
+    """What `controlled` gives for x (T, 2) in a sequence 0 that goes on."""
+    h, ys = np.full(2, 3.0, np.float32), []
+    for row in x:
+        h = h / 2 + row
+        ys.append(h)
+    return np.array(ys)
 
 
 def embedding_gru(*, words: int = 11, width: int = 4, hidden: int = 8) -> tuple[ModelProto, Array, Weights]:

@@ -10,6 +10,7 @@ WHOLE = """
 session_ttl = 60
 max_batch = 8
 durability = "committed"
+retry_by_id = true
 sha256 = "0000000000000000000000000000000000000000000000000000000000000AbC"
 
 [[states]]
@@ -45,6 +46,7 @@ def test_a_whole_file_is_read():
         outputs={"out/1": TensorConfig(batch_axis=0, time_axis=1)},
         session_ttl=60,
         max_batch=8,
+        retry_by_id=True,
         sha256="0" * 61 + "abc",
     )
 
@@ -70,6 +72,7 @@ def test_no_file_is_the_default(tmp_path: Path):
         ("session_ttl = '1h'", "session_ttl = '1h': must be a whole number"),
         ("max_batch = true", "max_batch = True"),
         ("durability = 'maybe'", "durability = 'maybe': must be one of committed, checkpointed, replicated"),
+        ("retry_by_id = 1", "retry_by_id = 1: must be true or false"),
         ("sha256 = 'abc'", "sha256 = 'abc': must be 64 hexadecimal digits"),
         ("[inputs.x]\ntime_axis = true", "inputs.x.time_axis = True"),
         ("[inputs.x]\nbatch_axis = -1", "inputs.x.batch_axis = -1"),

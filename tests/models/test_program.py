@@ -169,7 +169,7 @@ def test_a_time_axis_of_fixed_size_is_a_chunk_size(tmp_path: Path):
 
 def test_a_missing_gpu_is_told(tmp_path: Path):
     folder = graphs.write(graphs.lstm(), tmp_path)
-    with pytest.raises(ModelRefused, match="there is no provider 'tpu'; use one of auto, cuda, cpu"):
+    with pytest.raises(ModelRefused, match="there is no provider 'tpu'; use one of auto, cuda, tensorrt, cpu"):
         load(folder, provider="tpu")
     model = load(folder, provider="auto")
     assert sum(model.nodes.values()) > 0

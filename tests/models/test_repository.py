@@ -67,15 +67,21 @@ def test_an_input_that_looks_like_lengths_is_told(tmp_path: Path):
 
 def test_the_public_names_are_these():
     assert recurra.models.__all__ == [
+        "Choice",
         "Model",
         "ModelConfig",
         "ModelRefused",
+        "Pool",
+        "PoolProgram",
         "Program",
         "SelfTest",
         "Signature",
         "Start",
         "StateSpec",
+        "Stray",
         "TensorSpec",
+        "choose",
         "find",
         "load",
+        "wanted",
     ]

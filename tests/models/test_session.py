@@ -31,5 +31,5 @@ def test_the_memory_of_an_outlier_is_given_back_by_the_next_usual_run():
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_run_uses_as_many_threads_as_it_is_told(tmp_path: Path, threads: int):
     model = load(graphs.write(graphs.lstm(), tmp_path), provider="cpu", threads=threads)
-    assert model.program.threads == threads
-    assert model.program._session._session.get_session_options().intra_op_num_threads == threads
+    assert model.program.session.threads == threads
+    assert model.program.session._session.get_session_options().intra_op_num_threads == threads

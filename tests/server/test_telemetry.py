@@ -111,6 +111,8 @@ def test_metrics_are_served_in_base_units_without_sessions():
     model.observe_batch(3)
     for stage in ("queue", "load", "run", "pack", "commit"):
         model.observe_stage(stage, 0.001)
+    model.count_state_bytes(4096, 256)
+    metrics.set_nodes("forecast", {"CUDAExecutionProvider": 7, "CPUExecutionProvider": 2}, 1)
     model.set_queue(5)
     model.set_live_sessions(6)
     server = metrics.serve_metrics("127.0.0.1:0")
@@ -127,6 +129,10 @@ def test_metrics_are_served_in_base_units_without_sessions():
         'recurra_batch_size_sum{model="forecast"} 3.0',
         'recurra_stage_seconds_count{model="forecast",stage="commit"} 1.0',
         'recurra_queue_operations{model="forecast"} 5.0',
+        'recurra_state_bytes_total{direction="to_host",model="forecast"} 4096.0',
+        'recurra_state_bytes_total{direction="to_device",model="forecast"} 256.0',
+        'recurra_model_nodes{model="forecast",provider="CPUExecutionProvider"} 2.0',
+        'recurra_model_stray_nodes{model="forecast"} 1.0',
         'recurra_live_sessions{model="forecast"} 6.0',
         'recurra_store_seconds_count{command="EVALSHA"} 1.0',
         'recurra_conflicts_total{model="forecast"} 1.0',
@@ -134,7 +140,7 @@ def test_metrics_are_served_in_base_units_without_sessions():
     ):
         assert line in text
     labels = set(re.findall(r"[{,](\w+)=", "\n".join(line for line in text.splitlines() if line.startswith("recurra"))))
-    assert labels <= {"method", "code", "model", "kind", "stage", "command", "reason", "le"}
+    assert labels <= {"method", "code", "model", "kind", "stage", "command", "reason", "le", "direction", "provider"}
 
 
 def test_two_servers_in_one_process_count_apart():

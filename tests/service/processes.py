@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -50,7 +50,11 @@ class ServerProcess:
         address: where it serves gRPC; a new one each time it is started, unless the flags name it.
     """
 
-    def __init__(self, models: Path, data: Path, *flags: str, store: str = "") -> None:
+    def __init__(
+        self, models: Path, data: Path, *flags: str, store: str = "", program: Sequence[str] = ("-c", SERVE)
+    ) -> None:
+        """`program`: what Python runs, with the flags behind it."""
+        self._program = program
         self._flags = ["--models", str(models), "--data", str(data), "--listen", "127.0.0.1:0", *flags]
         if store:
             self._flags += ["--store", store]
@@ -71,7 +75,7 @@ class ServerProcess:
         """Start it, and wait for nothing."""
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", SERVE, *self._flags], stdout=subprocess.PIPE, stderr=log
+                [sys.executable, *self._program, *self._flags], stdout=subprocess.PIPE, stderr=log
             )
 
     @property

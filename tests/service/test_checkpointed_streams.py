@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from redis.asyncio import Redis
 
-from recurra.client import AsyncClient, Client, Diverged, RecurraError
+from recurra.client import AsyncClient, Client, Diverged, RecurraError, StoreFull
 from recurra.client.grpc_channel import GrpcChannel
 from tests.client.faulty import Faulty
 from tests.conftest import StartServer
@@ -124,6 +125,41 @@ def test_the_window_forgets_nothing_that_is_not_durable(replicas: list[ServerPro
         steps(range(K // 2), 90, T)
         steps(range(K // 2, K), 5, T)
         np.testing.assert_allclose([ys[name] for name in NAMES], WHOLE, **CLOSE)
+
+
+async def test_a_stream_that_is_closed_secures_a_session_with_an_operation_in_doubt(
+    replicas: list[ServerProcess],
+) -> None:
+    channels = [Faulty(GrpcChannel(each.address)) for each in replicas]
+    async with AsyncClient(channels=channels) as client:
+        stream = client.stream("lstm", durability="checkpointed")
+        for t in range(5):
+            await asyncio.gather(*map(stream.predict, NAMES, XS[:, t]))
+        replicas[0].kill()
+        for faulty in channels:
+            faulty.script.extend("x" * 400)
+        with pytest.raises(RecurraError):
+            await stream.predict(NAMES[0], XS[0, 5], timeout=0.1)
+        for faulty in channels:
+            faulty.script.clear()
+        await stream.close()
+    assert positions(replicas[1]) == [5] * K
+
+
+async def test_a_stream_that_could_not_be_closed_as_the_store_was_full_is_closed_later(
+    replicas: list[ServerProcess], valkey: ValkeyProcess
+) -> None:
+    async with AsyncClient(addresses(replicas)) as client, Redis.from_url(valkey.url) as redis:
+        stream = client.stream("lstm", durability="checkpointed")
+        for t in range(5):
+            await asyncio.gather(*map(stream.predict, NAMES, XS[:, t]))
+        await redis.config_set("maxmemory", 1)
+        replicas[0].kill()
+        with pytest.raises(StoreFull):
+            await stream.close()
+        await redis.config_set("maxmemory", 0)
+        await stream.close()
+    assert positions(replicas[1]) == [5] * K
 
 
 async def test_an_operation_in_doubt_does_not_hold_up_the_others(replicas: list[ServerProcess]) -> None:

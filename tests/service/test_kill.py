@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +42,14 @@ def kill_both(server: ServerProcess) -> None:
     server.start()
 
 
-KILLS = [kill_server, kill_store, kill_both]
+def fill_disk(server: ServerProcess) -> None:
+    """The store's file grows no more: what it cannot write ends it, and the server starts another one."""
+    store = server.store_pid
+    size = max(file.stat().st_size for file in Path(server.store_socket).parent.glob("appendonlydir/*.incr.aof"))
+    resource.prlimit(store, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+KILLS = [kill_server, kill_store, kill_both, fill_disk]
 
 
 @pytest.mark.parametrize("kill", KILLS)

@@ -68,7 +68,7 @@ def test_health_and_reflection_answer_and_told_to_stop_it_answers_what_it_took(n
     assert check(health_pb2.HealthCheckRequest(), timeout=5).status == health_pb2.HealthCheckResponse.SERVING
     reflect = reflection_pb2_grpc.ServerReflectionStub(caller.channel).ServerReflectionInfo
     [answer] = reflect(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=5)
-    assert len(answer.list_services_response.service) == 5
+    assert len(answer.list_services_response.service) == 6
     x = LSTM.draw(0, 1)
     caller.predict("lstm", "s", x)
     sent = [caller.send("lstm", f"s{row}", x) for row in range(200)]

@@ -25,15 +25,19 @@ class Node:
     """A Valkey, or a sentinel, on a port of its own."""
 
     def __init__(self, folder: Path, port: int, *lines: str, words: tuple[str, ...] = ()) -> None:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
+        self.folder = folder
         self.port, self._file, self._words = port, folder / "valkey.conf", words
         self._file.write_text("\n".join([f"port {port}", f"dir {folder}", f"logfile {folder}/log", *lines]) + "\n")
         self.client = redis.Redis(port=port, retry=Retry(NoBackoff(), 0), socket_timeout=5, decode_responses=True)
         self.start()
 
-    def start(self) -> None:
-        """With what it wrote into its folder when it lived before."""
-        self.process = subprocess.Popen([str(get_binary_path()), str(self._file), *self._words])
+    def start(self, *words: str) -> None:
+        """With what it wrote into its folder when it lived before; `words`: options for this life."""
+        self.process = subprocess.Popen(
+            [str(get_binary_path()), str(self._file), *self._words, *words],
+            restore_signals=False,  # a file that may not grow is then an error, as on a full disk, and no signal
+        )
         eventually(lambda: self.ask("PING") is not None)
 
     def ask(self, *words: object) -> Any:
@@ -164,6 +168,8 @@ class SentinelProcesses:
         watch = [f"sentinel monitor {SERVICE} 127.0.0.1 {ports[0]} 2"]
         watch += [f"sentinel {rule} {SERVICE} {value}" for rule, value in _RULES.items()]
         self.sentinels = [_run(stack, folder / str(port), port, *watch, words=("--sentinel",)) for port in ports[3:]]
+        for sentinel in self.sentinels:  # every 10 s they would ask who is what, and give a failover up before
+            sentinel.ask("SENTINEL", "DEBUG", "info-period", 200)
         self.url = f"redis+sentinel://{','.join(f'127.0.0.1:{port}' for port in ports[3:])}/{SERVICE}"
         eventually(self.is_whole)
 
@@ -187,17 +193,16 @@ class SentinelProcesses:
         )
 
     def fail_over(self, *how: str) -> None:
-        """As an operator asks for it; returns once another primary is named."""
+        """As an operator asks for it, again where a try was given up; returns once another primary is named."""
         before = self.primary
-        eventually(lambda: self._failing(*how))
-        eventually(lambda: self.primary is not before)
+        eventually(lambda: self.primary is not before or self._failing(*how))
 
     def close(self) -> None:
         self._stack.close()
 
     def _failing(self, *how: str) -> bool:
-        with contextlib.suppress(redis.ResponseError):  # it may have no good replica, as yet
-            return bool(self.sentinels[0].ask("SENTINEL", "FAILOVER", SERVICE, *how))
+        with contextlib.suppress(redis.ResponseError):  # it may have no good replica as yet, or be at it
+            self.sentinels[0].ask("SENTINEL", "FAILOVER", SERVICE, *how)
         return False
 
 
@@ -205,7 +210,7 @@ def _run(stack: ExitStack, *arguments: Any, **more: Any) -> Node:
     return stack.enter_context(contextlib.closing(Node(*arguments, **more)))
 
 
-_RULES = {"down-after-milliseconds": 500, "failover-timeout": 1000, "parallel-syncs": 2}
+_RULES = {"down-after-milliseconds": 2000, "failover-timeout": 5000, "parallel-syncs": 2}
 
 
 def free_ports(count: int) -> list[int]:

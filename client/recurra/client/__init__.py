@@ -8,7 +8,7 @@
 
 from recurra.client.aio import AsyncClient
 from recurra.client.batch import AsyncBatch
-from recurra.client.model import Model, SelfTest, SessionInfo, StateSpec, TensorSpec
+from recurra.client.model import Model, SelfTest, SessionInfo, StateSpec, StrayNode, TensorSpec
 from recurra.client.rows import BatchError
 from recurra.client.session import AsyncSession
 from recurra.client.stream import AsyncStream
@@ -80,6 +80,7 @@ __all__ = [
     "StateSpec",
     "StoreFull",
     "StoreUnavailable",
+    "StrayNode",
     "Stream",
     "TensorSpec",
     "Unimplemented",

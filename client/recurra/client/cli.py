@@ -21,6 +21,7 @@ _BROUGHT: Final = {
     "serve": "serve a folder of models",
     "inspect": "what a .onnx file takes, gives and remembers",
     "export": "write a model of Keras or PyTorch as a folder to serve",
+    "import": "make a model folder of Triton's one to serve",
 }
 _INTERRUPTED: Final = 130  # as shells tell it
 

@@ -51,6 +51,8 @@ def perform(history: History, operation: Operation) -> Course:
         operation.sending = False
         if not operation.done:
             history.refused(operation)
+        elif operation.forgotten:
+            operation.forget()
 
 
 def restore(history: History) -> Course:

@@ -204,7 +204,7 @@ class Crew:
 
         What comes meanwhile of a row has the last word; where somebody else wrote it, its next operation tells.
         """
-        ways = {row: self.way(row) for row in rows[~self.apart[rows]].tolist()}
+        ways = {row: self.way(row) for row in rows.tolist()}
         outcomes = await drive(
             self.frames, ways, {row: restore(way.history) for row, way in ways.items()}, patience, {}
         )
@@ -212,9 +212,9 @@ class Crew:
         for row, outcome in outcomes.items():
             if isinstance(outcome, RecurraError):
                 errors[row] = outcome
-                if not outcome.retryable:
+                if isinstance(outcome, _LOST):  # there is nothing left to secure
                     self.exposure.told(np.array([row]), durable=np.array([True]))
-            elif self.last[row].tobytes() == ways[row].history.last:
+            elif self.apart[row] or self.last[row].tobytes() == ways[row].history.last:
                 self.note(row, ways[row].history.last, ways[row].history.standing)
         return errors
 
@@ -241,13 +241,5 @@ def same_error(errors: Mapping[int, RecurraError], rows: int) -> RecurraError | 
     return None if isinstance(error, _OF_SESSIONS) or len(errors) != rows or len(different) != 1 else error
 
 
-_OF_SESSIONS = (
-    Mismatch,
-    SessionNotFound,
-    SessionExpired,
-    SessionClosed,
-    DataLoss,
-    AlreadyApplied,
-    ModelChanged,
-    RunFailed,
-)
+_LOST = (Mismatch, SessionNotFound, SessionExpired, SessionClosed, DataLoss, ModelChanged)
+_OF_SESSIONS = (*_LOST, AlreadyApplied, RunFailed)

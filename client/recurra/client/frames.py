@@ -52,10 +52,18 @@ def take(frame: inference_pb2.Frame, places: NDArray[np.int64]) -> inference_pb2
 def normal(frame: inference_pb2.Frame) -> inference_pb2.Frame:
     """One row's columns as if all rows had been of its length, to tell whether the same is asked again."""
     [length] = np.frombuffer(frame.lengths, "<u4").tolist() or [0]
-    plain = columns(frame.inputs, frame.options)
-    if length and any(len(tensor.shape) > 1 and tensor.shape[1] != length for tensor in frame.inputs):
+    plain = columns([_cut(tensor, length) for tensor in frame.inputs] if length else frame.inputs, frame.options)
+    if length and any(len(tensor.shape) > 1 and tensor.shape[1] != length for tensor in plain.inputs):
         plain.lengths = frame.lengths
     return plain
+
+
+def _cut(tensor: tensor_pb2.Tensor, length: int) -> tensor_pb2.Tensor:
+    """One row without the zeros behind its length: a longer row beside it may have brought them."""
+    if len(tensor.shape) < 2 or tensor.shape[1] <= length:  # noqa: PLR2004
+        return tensor
+    array = to_array(tensor)
+    return tensor if array[:, length:].any() else to_tensor(array[:, :length], tensor.name)
 
 
 def put_names(

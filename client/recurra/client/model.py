@@ -59,6 +59,16 @@ class SelfTest:
 
 
 @dataclass(frozen=True)
+class StrayNode:
+    """A node that runs on the CPU though its model is on a GPU; `sizes`: it works on sizes and counts alone."""
+
+    op: str
+    name: str
+    reason: str
+    sizes: bool
+
+
+@dataclass(frozen=True)
 class Model:
     """A model of the server's repository.
 
@@ -67,6 +77,7 @@ class Model:
         chunk_sizes: how many timesteps a chunk may have; empty for any number.
         session_ttl: seconds that a session lives without another operation; None if unknown.
         nodes: how many of the graph's nodes run on each provider.
+        strays: nodes that run on the CPU though the model is on a GPU, those that compute first.
         start_inputs: what the model makes a session's first states of; empty for one without a start graph.
 
     """
@@ -86,6 +97,7 @@ class Model:
     providers: tuple[str, ...]
     nodes: dict[str, int]
     start_inputs: tuple[TensorSpec, ...]
+    strays: tuple[StrayNode, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,6 +131,7 @@ def read_model(message: model_pb2.Model) -> Model:
         providers=tuple(message.providers),
         nodes=dict(message.nodes),
         start_inputs=tuple(map(_tensor, message.start_inputs)),
+        strays=tuple(StrayNode(each.op, each.name, each.reason, each.sizes) for each in message.strays),
     )
 
 

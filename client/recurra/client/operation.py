@@ -36,6 +36,7 @@ class Operation:
         unsure: it was sent, and whether it was applied is not known.
         sending: it is being performed.
         kept: it is in the window.
+        forgotten: the window let go of it.
         done: the session took it.
 
     """
@@ -52,11 +53,13 @@ class Operation:
     unsure: bool = False
     sending: bool = False
     kept: bool = False
+    forgotten: bool = False
     done: bool = False
     asked: object = None
 
     def forget(self) -> None:
         """Let go of the request: it can be recognised, but not sent again. One that is being sent is held."""
+        self.forgotten = True
         if not self.sending:
             self.request = self.asked = None
 

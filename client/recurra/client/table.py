@@ -64,7 +64,7 @@ def _table(*names: str) -> Table:
 def _models(models: list[Model]) -> Table:
     from rich.text import Text  # noqa: PLC0415 - rich is the command line's, not the SDK's
 
-    table = _table("model", "version", "status", "inputs", "outputs", "states", "state bytes")
+    table = _table("model", "version", "status", "inputs", "outputs", "states", "state bytes", "runs on")
     for model in models:
         states = "\n".join(f"{state.name} {state.shape}" for state in model.states)
         cells = [
@@ -75,9 +75,16 @@ def _models(models: list[Model]) -> Table:
             "\n".join(map(str, model.outputs)),
             states,
             str(model.state_bytes),
+            "\n".join(_runs_on(model)),
         ]
         table.add_row(*map(Text, cells))
     return table
+
+
+def _runs_on(model: Model) -> list[str]:
+    """Where its nodes run, and what computes on the CPU though the model is on a GPU."""
+    nodes = [f"{name.removesuffix('ExecutionProvider')}: {count} nodes" for name, count in model.nodes.items()]
+    return nodes + [f"on the CPU: {each.op} {each.name}: {each.reason}" for each in model.strays if not each.sizes]
 
 
 def _sessions(sessions: list[SessionInfo]) -> Table:

@@ -69,7 +69,7 @@ async def _predict(
         if create is Create.NEW and crew.create == "if_missing" and errors:
             # Sessions that are there already, as after a restart of this process: continued, in one frame again.
             met = _continue(sent, errors)
-            groups.append((np.array(met, np.int64), Create.NEVER))
+            groups.append((np.sort(np.array(met, np.int64)), Create.NEVER))  # errors come in any order, inputs do not
             errors = {place: error for place, error in errors.items() if place not in set(met)}
         for place, error in errors.items():
             row = int(rows[place])

@@ -1,23 +1,32 @@
 """What makes a model servable: its signature and state pairs, the lift, the self-test, and running it."""
 
 from recurra.models.config import ModelConfig
+from recurra.models.placement import Stray
+from recurra.models.pool import Pool, PoolProgram
 from recurra.models.program import Program
+from recurra.models.provider import Choice, choose
 from recurra.models.refusal import ModelRefused
-from recurra.models.repository import Model, find, load
+from recurra.models.repository import Model, find, load, wanted
 from recurra.models.selftest import SelfTest
 from recurra.models.signature import Signature, StateSpec, TensorSpec
 from recurra.models.start import Start
 
 __all__ = [
+    "Choice",
     "Model",
     "ModelConfig",
     "ModelRefused",
+    "Pool",
+    "PoolProgram",
     "Program",
     "SelfTest",
     "Signature",
     "Start",
     "StateSpec",
+    "Stray",
     "TensorSpec",
+    "choose",
     "find",
     "load",
+    "wanted",
 ]

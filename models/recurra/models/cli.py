@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from rich.table import Column, Table
 
 from recurra.models import plot, series
 from recurra.models.horizon import FRACTION, TIMESTEPS, Fading, fading
+from recurra.models.provider import PROVIDERS
 from recurra.models.refusal import ModelRefused
-from recurra.models.repository import FILE, SETTINGS, Model, load, load_file
-from recurra.models.session import PROVIDERS
+from recurra.models.repository import FILE, SETTINGS, Model, load, load_file, wanted
 from recurra.models.signature import StateSpec, TensorSpec
 
 
@@ -86,7 +87,7 @@ def _horizon(found: Fading, fraction: float) -> dict[str, Any]:
 def _load(path: Path, provider: str) -> tuple[Model, dict[str, str]]:
     """The model, and "graph input -> graph output" by the name of each of its states."""
     if path.is_dir():
-        model = load(path.resolve(), provider=provider)
+        model = load(path.resolve(), provider=wanted(path, provider))
     elif path.is_file():
         model = _load_file(path.resolve(), provider)
     else:
@@ -99,8 +100,8 @@ def _load_file(path: Path, provider: str) -> Model:
     """A file where a repository has it, with its model.toml; or any other, with the model.toml beside it."""
     version, folder = path.parent.name, path.parent.parent
     if path.name == FILE and version.isdecimal() and not (path.parent / SETTINGS).exists():
-        return load_file(path, folder.name, version, folder, provider=provider)
-    return load_file(path, path.stem, "0", path.parent, provider=provider)
+        return load_file(path, folder.name, version, folder, provider=wanted(folder, provider))
+    return load_file(path, path.stem, "0", path.parent, provider=wanted(path.parent, provider))
 
 
 def _description(model: Model, pairs: dict[str, str]) -> dict[str, Any]:
@@ -126,6 +127,7 @@ def _description(model: Model, pairs: dict[str, str]) -> dict[str, Any]:
         },
         "providers": list(model.providers),
         "nodes": model.nodes,
+        "strays": [asdict(stray) for stray in model.strays],
     }
 
 
@@ -190,6 +192,9 @@ def _print(console: Console, model: Model, pairs: dict[str, str]) -> None:
     console.print(f"chunk sizes: {sizes}; sessions in a batch: up to {model.max_batch}")
     nodes = ", ".join(f"{count} on {provider}" for provider, count in model.nodes.items())
     console.print(f"nodes: {nodes or 'unknown to this ONNX Runtime'}", highlight=False)
+    for stray in model.strays:
+        told = f"  on the CPU: {stray.op} '{escape(stray.name)}': {stray.reason}"
+        console.print(told, highlight=False, soft_wrap=True)
 
 
 def _start(model: Model) -> tuple[TensorSpec, ...]:

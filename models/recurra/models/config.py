@@ -41,6 +41,8 @@ class TensorConfig:
         constant: fed at every call in place of a caller's tensor.
         context: samples of the previous chunk that are put in front of this one.
         chunk_sizes: how many timesteps a chunk may have.
+        control: what it tells the graph of the sequence: "start", "end" or "corrid"; see recurra.models.control.
+        values: of a start or end control, those that stand for no and yes.
 
     """
 
@@ -49,6 +51,8 @@ class TensorConfig:
     constant: float | list[Any] | None = None
     context: int = 0
     chunk_sizes: tuple[int, ...] = ()
+    control: str | None = None
+    values: tuple[float, float] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,9 @@ class ModelConfig:
         session_ttl: seconds after its last operation that a session is kept.
         max_batch: sessions in one run at most.
         durability: what an acknowledgement means.
+        provider: that runs it, one of PROVIDERS; None: the server's.
+        tf32: on a GPU, products may round their inputs to 10 bits.
+        retry_by_id: a request of Triton's protocol that repeats the last one's id and input is a retry of it.
         sha256, start_sha256: hex digests that model.onnx and start.onnx must have, None for any.
 
     """
@@ -69,6 +76,9 @@ class ModelConfig:
     session_ttl: int = DAY_SECONDS
     max_batch: int = 256
     durability: str = "committed"
+    provider: str | None = None
+    tf32: bool = False
+    retry_by_id: bool = False
     sha256: str | None = None
     start_sha256: str | None = None
 
@@ -96,6 +106,9 @@ def parse(text: str) -> ModelConfig:
         session_ttl=table.take("session_ttl", toml.positive, DAY_SECONDS),
         max_batch=table.take("max_batch", toml.positive, 256),
         durability=table.take("durability", toml.durability, "committed"),
+        provider=table.take("provider", toml.provider, None),
+        tf32=table.take("tf32", toml.flag, False),
+        retry_by_id=table.take("retry_by_id", toml.flag, False),
         sha256=table.take("sha256", toml.digest, None),
         start_sha256=table.take("start_sha256", toml.digest, None),
     )
@@ -120,9 +133,12 @@ def _state(table: toml.Table) -> StateConfig:
 
 
 def _input(table: toml.Table) -> TensorConfig:
+    control = table.take("control", toml.control, None)
     tensor = TensorConfig(
         batch_axis=table.take("batch_axis", toml.axis, None),
-        time_axis=table.take("time_axis", toml.axis_or_false, None),
+        time_axis=table.take("time_axis", toml.axis_or_false, False if control else None),
+        control=control,
+        values=table.take("values", toml.two, (0, 1)),
         constant=table.take("constant", toml.constant, None),
         context=table.take("context", toml.positive, 0),
         chunk_sizes=table.take("chunk_sizes", toml.sizes, ()),

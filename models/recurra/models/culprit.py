@@ -10,10 +10,11 @@ from onnx import NodeProto, helper
 
 from recurra.models.graph import label
 from recurra.models.program import Program
+from recurra.models.provider import ERRORS
 from recurra.models.refusal import ModelRefused
 from recurra.models.samples import Samples
 from recurra.models.selftest import compare
-from recurra.models.session import ERRORS, Session
+from recurra.models.session import Session
 from recurra.models.signature import Array
 
 _FAILURES: Final[tuple[type[Exception], ...]] = (ModelRefused, *ERRORS)

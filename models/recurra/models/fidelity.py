@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from recurra.models.program import Program
+from recurra.models.provider import ERRORS
 from recurra.models.refusal import ModelRefused
 from recurra.models.samples import Samples
 from recurra.models.selftest import compare
-from recurra.models.session import ERRORS, Session
 
 _TIMESTEPS: Final = 5
 _FAILURES: Final[tuple[type[Exception], ...]] = (ModelRefused, *ERRORS)
@@ -23,7 +23,7 @@ def check(original: bytes, lifted: Program) -> tuple[str, ...]:
     fed, _ = lifted.feed(lifted.step(inputs, 0) if layout.stepwise else inputs, samples.fresh(1))
     names = [port.spec.name for port in layout.outputs]
     try:
-        session = Session(original, "cuda" if lifted.on_gpu else "cpu")
+        session = lifted.session.another(original)
         expected = session.run(names, {name: array for name, array in fed.items() if name in session.inputs})
     except _FAILURES as failure:
         # Such as a file frozen at a batch of four, which the lift set free.

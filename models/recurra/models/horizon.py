@@ -11,10 +11,10 @@ from typing import Final
 
 import numpy as np
 
+from recurra.models.provider import ERRORS
 from recurra.models.refusal import ModelRefused
 from recurra.models.repository import Model
 from recurra.models.samples import Samples, row
-from recurra.models.session import ERRORS
 from recurra.models.signature import Array, TensorSpec
 
 TIMESTEPS: Final = 100

@@ -12,8 +12,9 @@ import numpy as np
 from onnx import GraphProto, ModelProto, ValueInfoProto, helper
 
 from recurra.models.graph import ancestors, data_inputs, dims_of, dtype_of
+from recurra.models.provider import ERRORS
 from recurra.models.refusal import ModelRefused
-from recurra.models.session import ERRORS, Session
+from recurra.models.session import Session
 from recurra.models.signature import Array
 
 _SCALES: Final = (1, 160)

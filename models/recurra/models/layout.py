@@ -29,7 +29,7 @@ class Port:
     skip: int = 0
 
     @cached_property
-    def _order(self) -> tuple[int, ...] | None:
+    def order(self) -> tuple[int, ...] | None:
         """The axes of (N, T, ...) in the graph's order; None where the order is the same.
 
         T is left out without a time axis. A graph without a batch axis takes (1, T, ...) with the first axis first.
@@ -46,13 +46,13 @@ class Port:
 
     @cached_property
     def _inverse(self) -> tuple[int, ...] | None:
-        order = self._order
+        order = self.order
         return None if order is None else tuple(order.index(axis) for axis in range(len(order)))
 
     def to_graph(self, array: Array) -> Array:
         """(N, T, ...) or (N, ...) in the graph's layout, C-contiguous."""
-        if self._order is not None:
-            array = array.transpose(self._order)
+        if self.order is not None:
+            array = array.transpose(self.order)
         if self.batch_axis is None:
             array = array[0]
         return np.ascontiguousarray(array).reshape(array.shape)  # numpy makes a scalar (1,)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from onnx import GraphProto, ModelProto, ValueInfoProto
 
-from recurra.models import branches, causal, scanned
+from recurra.models import branches, causal, control, scanned
 from recurra.models import pairs as state_pairs
 from recurra.models.config import ModelConfig
 from recurra.models.flow import Flow
@@ -69,7 +69,7 @@ def prepare(model: ModelProto, config: ModelConfig, folder: Path, *, gpu: bool =
     _check_names(graph, config)
     fixed = _constants(graph, config)
     names = [constant.name for constant in fixed]
-    known = state_pairs.explicit(graph, config.states)
+    known = [*state_pairs.explicit(graph, config.states), *control.starts(graph, config)]
     if any(pair.input in names for pair in known):
         raise ModelRefused("model.toml: an input cannot be both a constant and a state")
     pairs = state_pairs.find(graph, known, names)

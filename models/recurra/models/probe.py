@@ -15,10 +15,11 @@ from recurra.models.graph import Dims, dims_of, dtype_of
 from recurra.models.layout import Layout, Port
 from recurra.models.prepare import Prepared
 from recurra.models.program import Program
+from recurra.models.provider import ERRORS
 from recurra.models.refusal import ModelRefused
 from recurra.models.roles import is_named
 from recurra.models.samples import Samples
-from recurra.models.session import ERRORS, Session
+from recurra.models.session import Session
 from recurra.models.signature import TensorSpec
 
 Shape = tuple[int, ...]

@@ -15,27 +15,17 @@ class Program:
     """A graph on a provider, with the layout of its tensors. Any one thread may run it.
 
     Attributes:
-        providers: ONNX Runtime's, in order of preference.
-        nodes: how many of the graph's nodes each provider got.
-        threads: that one run uses.
+        session: of the graph.
         layout: of the graph's tensors.
 
     """
 
     def __init__(self, model: bytes | Session, layout: Layout, provider: str = "auto") -> None:
-        """`provider` is "cpu", "cuda" or "auto". Raises ModelRefused if the runtime refuses graph or provider."""
-        self._session = model if isinstance(model, Session) else Session(model, provider)
+        """`provider` is one of PROVIDERS. Raises ModelRefused if the runtime refuses graph or provider."""
+        self.session = model if isinstance(model, Session) else Session(model, provider)
         self.layout = layout
         outputs = [port.spec.name for port in layout.outputs]
         self._fetch = outputs + [port.output for port in layout.states]
-        self.providers = self._session.providers
-        self.nodes = self._session.nodes
-        self.threads = self._session.threads
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the GPU is preferred."""
-        return self._session.on_gpu
 
     def run(
         self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None
@@ -56,14 +46,9 @@ class Program:
         if not self.layout.stepwise:
             return self._call(inputs, states, lengths)
         steps = []
-        for step in range(self._timesteps(inputs)):
+        for step in range(self.timesteps(inputs)):
             outputs, states = self._call(self.step(inputs, step), states)
-            steps.append(
-                [
-                    output[:, 0] if port.time_axis is not None else output
-                    for port, output in zip(self.layout.outputs, outputs, strict=True)
-                ]
-            )
+            steps.append(self.untimed(outputs))
         return [np.stack(each, axis=1) for each in zip(*steps, strict=True)], list(states)
 
     def feed(
@@ -85,22 +70,25 @@ class Program:
                 kept = chunk[:, -port.context :] if axis == 1 else chunk[..., -port.context :]
                 contexts.append(np.ascontiguousarray(kept))
             fed[port.spec.name] = port.to_graph(chunk)
-        if layout.constants and lengths is None:
-            lengths = np.full(len(inputs[0]), self._timesteps(inputs))
-        for constant in layout.constants:
-            assert lengths is not None
-            fed[constant.name] = _repeated(constant, lengths)
+        if layout.constants:
+            fed |= self.constants(inputs, lengths)
         return fed, contexts
+
+    def constants(self, inputs: Sequence[Array], lengths: Array | None) -> dict[str, Array]:
+        """What the graph is fed beside its callers' inputs and states."""
+        if lengths is None and self.layout.constants:
+            lengths = np.full(len(inputs[0]), self.timesteps(inputs))
+        return {constant.name: _repeated(constant, lengths) for constant in self.layout.constants}
 
     def raw(self, outputs: Sequence[str], fed: Mapping[str, Array]) -> list[Array]:
         """Outputs of one call of the graph by name, as the graph lays them out."""
-        return self._session.run(outputs, fed)
+        return self.session.run(outputs, fed)
 
     def _call(
         self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None
     ) -> tuple[list[Array], list[Array]]:
         fed, contexts = self.feed(inputs, states, lengths)
-        results = self._session.run(self._fetch, fed)
+        results = self.session.run(self._fetch, fed)
         count = len(self.layout.outputs)
         outputs = [port.from_graph(array) for port, array in zip(self.layout.outputs, results[:count], strict=True)]
         news = [
@@ -119,15 +107,22 @@ class Program:
                 chunks.append(array[:, step] if port.time_axis is None else array[:, step : step + 1])
         return chunks
 
-    def _timesteps(self, inputs: Sequence[Array]) -> int:
+    def untimed(self, outputs: Sequence[Array]) -> list[Array]:
+        """A single timestep's outputs without a time axis."""
+        each = zip(self.layout.outputs, outputs, strict=True)
+        return [output[:, 0] if port.time_axis is not None else output for port, output in each]
+
+    def timesteps(self, inputs: Sequence[Array]) -> int:
+        """T."""
         for port, array in zip(self.layout.inputs, inputs, strict=True):
             if port.spec.has_time_axis:
                 return array.shape[1] if array.ndim > 1 else 1
         return 1
 
 
-def _repeated(constant: Constant, counts: Array) -> Array:
+def _repeated(constant: Constant, counts: Array | None) -> Array:
     """The constant for a batch of rows with so many timesteps."""
+    assert counts is not None
     if constant.counts:
         return counts.astype(constant.value.dtype)
     if constant.batch_axis is None:

@@ -16,10 +16,10 @@ from recurra.models.graph import blanks
 from recurra.models.layout import Constant
 from recurra.models.lengths import with_lengths
 from recurra.models.program import Program
+from recurra.models.provider import ERRORS
 from recurra.models.refusal import ModelRefused
 from recurra.models.samples import Samples, row
 from recurra.models.selftest import compare
-from recurra.models.session import ERRORS, Session
 from recurra.models.signature import Array, Signature
 
 _FAILURES: Final[tuple[type[Exception], ...]] = (ModelRefused, *ERRORS)
@@ -37,7 +37,7 @@ def ragged(content: bytes, program: Program) -> Program | None:
         return None
     lengths = Constant(name, np.zeros((), np.int32), batch_axis=0, counts=True)
     try:
-        session = Session(model.SerializeToString(), "cuda" if program.on_gpu else "cpu", program.threads)
+        session = program.session.another(model.SerializeToString())
         found = Program(session, replace(layout, constants=(*layout.constants, lengths)))
         return found if _same(found, program, blanks(model.graph)) else None
     except _FAILURES:
@@ -84,6 +84,6 @@ def _each_alone(padded: Program, plain: Program, inputs: Sequence[Array], states
             for output, spec in zip(outputs, signature.outputs, strict=True)
         ]
         found += [row(state, index, spec) for state, spec in zip(news, signature.states, strict=True)]
-        if not compare(found, [*alone, *ends])[1]:
+        if not compare(found, [*alone, *ends], exact=plain.session.exact)[1]:
             return False
     return True

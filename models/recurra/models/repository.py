@@ -14,13 +14,15 @@ from recurra.models.config import ModelConfig
 from recurra.models.culprit import culprit
 from recurra.models.graph import blanks, looks_back
 from recurra.models.layout import Layout
+from recurra.models.placement import Stray, strays
 from recurra.models.prepare import Prepared, prepare
 from recurra.models.probe import probe
 from recurra.models.program import Program
+from recurra.models.provider import choose
 from recurra.models.ragged import ragged
 from recurra.models.refusal import ModelRefused
 from recurra.models.selftest import ChunksDiffer, SelfTest, prove
-from recurra.models.session import Session, choose
+from recurra.models.session import Session
 from recurra.models.signature import Signature
 from recurra.models.start import Start
 
@@ -42,6 +44,7 @@ class Model:
         layout: 16 bytes that tell whether a stored state fits: a digest of the states' names, dtypes and shapes.
         providers: ONNX Runtime's, in order of preference.
         nodes: how many of the graph's nodes each provider runs.
+        strays: those that the CPU runs though the model is on a GPU.
 
     """
 
@@ -57,6 +60,7 @@ class Model:
     layout: bytes
     providers: tuple[str, ...]
     nodes: dict[str, int]
+    strays: tuple[Stray, ...] = ()
 
 
 def find(repository: Path) -> dict[str, Path]:
@@ -69,8 +73,13 @@ def find(repository: Path) -> dict[str, Path]:
     return {
         folder.name: folder
         for folder in sorted(repository.iterdir())
-        if folder.is_dir() and is_name(folder.name) and (_versions(folder) or (folder / SETTINGS).exists())
+        if folder.is_dir() and is_name(folder.name) and (versions(folder) or (folder / SETTINGS).exists())
     }
+
+
+def wanted(model_dir: Path, provider: str) -> str:
+    """The provider that the model's model.toml asks for, else `provider`. Raises ModelRefused for a bad model.toml."""
+    return config.read(model_dir / SETTINGS).provider or provider
 
 
 def is_name(name: str) -> bool:
@@ -83,10 +92,10 @@ def load(model_dir: Path, *, provider: str = "auto", made_for: str = "", threads
 
     `made_for`: the provider that the graph's form is for, where it is not the one that runs it. `threads`: of one run.
     """
-    versions = _versions(model_dir)
-    if not versions:
+    found = versions(model_dir)
+    if not found:
         raise ModelRefused(f"'{model_dir.name}' has no version: put the file at {model_dir.name}/1/{FILE}")
-    version = versions[-1]
+    version = found[-1]
     path = model_dir / version / FILE
     return load_file(path, model_dir.name, version, model_dir, provider=provider, made_for=made_for, threads=threads)
 
@@ -108,8 +117,8 @@ def load_file(
     try:
         model = source.read(path, settings.sha256)
         original = model.SerializeToString()
-        prepared = prepare(model, settings, folder, gpu=(made_for or choose(provider)) == "cuda")
-        session = Session(prepared.content, provider, threads)
+        prepared = prepare(model, settings, folder, gpu=(made_for or choose(provider).provider) != "cpu")
+        session = Session(prepared.content, provider, threads, tf32=settings.tf32)
         layout, self_test = _prove(session, prepared)
         program = Program(session, layout)
         padded = ragged(prepared.content, program) if self_test.batched else None
@@ -117,7 +126,7 @@ def load_file(
         self_test = replace(self_test, ragged=padded is not None, notes=notes)
         starting = None
         if path.name == FILE:  # beside any other file it may be another model's
-            starting = start.read(path.with_name(START), settings.start_sha256, layout, provider, threads)
+            starting = start.read(path.with_name(START), settings.start_sha256, layout, session)
         if any(pair.origin == "lifted" for pair in prepared.pairs):
             self_test = replace(self_test, notes=self_test.notes + fidelity.check(original, program))
     except ModelRefused:
@@ -138,6 +147,7 @@ def load_file(
         layout=_digest(signature),
         providers=session.providers,
         nodes=session.nodes,
+        strays=strays(prepared.graph, session.assigned) if session.on_gpu else (),
     )
 
 
@@ -196,14 +206,14 @@ def _tested(session: Session, prepared: Prepared, layout: Layout) -> SelfTest:
             batchable=layout.batchable,
             looks_back=looks_back(graph),
             blanks=blanks(graph),
-            sure=[pair.name for pair in prepared.pairs if pair.origin == "lifted"],
+            sure=[pair.name for pair in prepared.pairs if pair.origin in ("lifted", "control")],
         )
     except ChunksDiffer as error:
         node = culprit(prepared.content, program)
         raise ModelRefused(f"{error}. The first to do so is {node}" if node else str(error)) from error
 
 
-def _versions(folder: Path) -> list[str]:
+def versions(folder: Path) -> list[str]:
     """Version folders that hold a file, by number."""
     if not folder.is_dir():
         return []

@@ -20,17 +20,26 @@ _OLDEST: Final = 13  # the opset since which Split takes its sizes as an input
 _X, _W, _R, _B, _LENS, _H, _C, _P = range(8)
 
 
+def lack(node: NodeProto) -> str:
+    """What of a native node the CUDA provider has no kernel for; empty for none."""
+    if not is_recurrent(node):
+        return ""
+    names, usual = tuple(each.name for each in activations(node)), DEFAULTS[node.op_type]
+    settings = [each.name for each in node.attribute if each.name in ("clip", "activation_alpha", "activation_beta")]
+    if settings:
+        return settings[0]
+    if set(_groups(names, len(usual))) != {usual}:
+        return f"activations other than {', '.join(usual)}"
+    if node.op_type == "LSTM" and attribute(node, "input_forget", 0) == 1:
+        return "input_forget"
+    if node.op_type == "LSTM" and _input(node, _P):
+        return "peepholes"
+    return "linear_before_reset = 0" if node.op_type == "GRU" and not attribute(node, "linear_before_reset", 0) else ""
+
+
 def needs(node: NodeProto) -> bool:
     """Whether the CUDA provider has no kernel for a native node as it is."""
-    if not is_recurrent(node):
-        return False
-    names = tuple(each.name for each in activations(node))
-    return (
-        any(each.name in ("clip", "activation_alpha", "activation_beta") for each in node.attribute)
-        or set(_groups(names, len(DEFAULTS[node.op_type]))) != {DEFAULTS[node.op_type]}
-        or (node.op_type == "LSTM" and (attribute(node, "input_forget", 0) == 1 or bool(_input(node, _P))))
-        or (node.op_type == "GRU" and attribute(node, "linear_before_reset", 0) == 0)
-    )
+    return bool(lack(node))
 
 
 def rewrite(model: ModelProto) -> int:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import numpy as np
 
 from recurra.models.program import Program
+from recurra.models.provider import ERRORS
 from recurra.models.refusal import ModelRefused
 from recurra.models.samples import Samples, row
-from recurra.models.session import ERRORS
 from recurra.models.signature import Array, Signature
 
 _ROWS: Final = 3
 _PIECES: Final = (4, 1, 3)
 _TOLERANCE: Final = {2: 1e-2, 4: 1e-5, 8: 1e-5}  # by bytes of a float
+_ROUNDED: Final = {2: 1e-2, 4: 5e-3, 8: 1e-5}  # where products round their inputs to 10 bits
 _DISTURBANCES: Final = (0.5, 10.0)
 _PATIENCE: Final = 3  # chunks within which a disturbed state must show
 
@@ -86,6 +88,7 @@ def prove(
 class _Trial:
     def __init__(self, program: Program, signature: Signature, blanks: Sequence[float]) -> None:
         self._run = program.run
+        self._compare = partial(compare, exact=program.session.exact)
         self._signature = signature
         self._samples = Samples(signature)
         self._timed = [spec.has_time_axis for spec in signature.inputs]
@@ -132,7 +135,7 @@ class _Trial:
             np.concatenate(pieces, axis=1) if spec.has_time_axis else pieces[-1]
             for spec, pieces in zip(self._signature.outputs, zip(*parts, strict=True), strict=True)
         ]
-        return compare([*joined, *states], [*long, *end])
+        return self._compare([*joined, *states], [*long, *end])
 
     def batch(self, test: SelfTest) -> SelfTest:
         """A batch against each of its rows alone, from states that differ."""
@@ -143,7 +146,7 @@ class _Trial:
             for index in range(_ROWS):
                 alone = self._run([x[index : index + 1] for x in each], self._rows(states, index))
                 outputs = [output[index : index + 1] for output in together[0]]
-                error, same = compare([*outputs, *self._rows(together[1], index)], [*alone[0], *alone[1]])
+                error, same = self._compare([*outputs, *self._rows(together[1], index)], [*alone[0], *alone[1]])
                 worst, good = max(worst, error), good and same
         note = f"rows of one batch change each other (by {worst:.2g}): one session runs at a time"
         notes = test.notes if good else (*test.notes, note)
@@ -166,7 +169,7 @@ class _Trial:
         if not indices:
             return []
         baseline = self._outputs(inputs, states)
-        noise, _ = compare(self._outputs(inputs, states), baseline)
+        noise, _ = self._compare(self._outputs(inputs, states), baseline)
         return [index for index in indices if not self._is_read(inputs, states, index, baseline, noise)]
 
     def _is_read(
@@ -176,7 +179,7 @@ class _Trial:
             other = list(states)
             other[index] = self._samples.disturbed(states[index], scale)
             try:
-                change, _ = compare(self._outputs(inputs, other), baseline)
+                change, _ = self._compare(self._outputs(inputs, other), baseline)
             except ERRORS:  # such as a counter that left its table: it is read
                 return True
             if change > noise:
@@ -216,9 +219,12 @@ def _pieces(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return sizes[:1]
 
 
-def compare(found: Sequence[Array], expected: Sequence[Array]) -> tuple[float, bool]:
-    """The largest difference, of values above 1 relative to them, and whether all are within their tolerance."""
-    worst, good = 0.0, True
+def compare(found: Sequence[Array], expected: Sequence[Array], *, exact: bool = True) -> tuple[float, bool]:
+    """The largest difference, of values above 1 relative to them, and whether all are within their tolerance.
+
+    `exact`: see Session.
+    """
+    worst, good, tolerances = 0.0, True, _TOLERANCE if exact else _ROUNDED
     for ours, theirs in zip(found, expected, strict=True):
         if ours.shape != theirs.shape:
             return float("inf"), False
@@ -230,6 +236,6 @@ def compare(found: Sequence[Array], expected: Sequence[Array]) -> tuple[float, b
                 difference = np.abs(left - right) / (1 + np.abs(right))
             same = (left == right) | (np.isnan(left) & np.isnan(right))
             difference = np.where(same, 0.0, np.nan_to_num(difference, nan=np.inf))
-            error, tolerance = float(difference.max(initial=0.0)), _TOLERANCE[ours.dtype.itemsize]
+            error, tolerance = float(difference.max(initial=0.0)), tolerances[ours.dtype.itemsize]
         worst, good = max(worst, error), good and error <= tolerance
     return worst, good

@@ -58,6 +58,11 @@ class StateSpec:
         """Bytes of one session's tensor."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
+    @cached_property
+    def rows_first(self) -> tuple[int, ...]:
+        """The graph's axes in the order (N, *shape)."""
+        return self.batch_axis, *(axis for axis in range(len(self.shape) + 1) if axis != self.batch_axis)
+
 
 @dataclass(frozen=True)
 class Signature:

@@ -12,9 +12,10 @@ from recurra.models import source
 from recurra.models.graph import data_inputs, dims_of, dtype_of
 from recurra.models.layout import Layout
 from recurra.models.prepare import bounds
+from recurra.models.provider import ERRORS
 from recurra.models.refusal import ModelRefused
 from recurra.models.samples import Samples
-from recurra.models.session import ERRORS, Session
+from recurra.models.session import Session
 from recurra.models.signature import Array, Signature, TensorSpec
 
 _SIZES = (3, 5)  # of free axes, when it is tried
@@ -28,9 +29,12 @@ class Start:
 
     """
 
-    def __init__(self, model: ModelProto, layout: Layout, provider: str, threads: int = 1) -> None:
-        """Raises ModelRefused for outputs that are no states of `layout`, and for a graph that does not run."""
-        self._session = Session(model.SerializeToString(), provider, threads)
+    def __init__(self, model: ModelProto, layout: Layout, beside: Session) -> None:
+        """Runs on the terms of the session that it is `beside`.
+
+        Raises ModelRefused for outputs that are no states of `layout`, and for a graph that does not run.
+        """
+        self._session = beside.another(model.SerializeToString())
         self.inputs = _inputs(model.graph)
         self._states = [_state(name, layout) for name in self._session.outputs]
         self._specs = [port.spec for port in layout.states]
@@ -76,9 +80,9 @@ class Start:
             raise ModelRefused(f"start.onnx does not run: {' '.join(str(error).split())[:400]}") from error
 
 
-def read(path: Path, sha256: str | None, layout: Layout, provider: str, threads: int = 1) -> Start | None:
+def read(path: Path, sha256: str | None, layout: Layout, beside: Session) -> Start | None:
     """The start graph in `path`, None if none is there or due. Raises ModelRefused as `source.read` and Start do."""
-    return Start(source.read(path, sha256), layout, provider, threads) if path.exists() or sha256 else None
+    return Start(source.read(path, sha256), layout, beside) if path.exists() or sha256 else None
 
 
 def _inputs(graph: GraphProto) -> tuple[TensorSpec, ...]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+from recurra.models.provider import PROVIDERS
 from recurra.models.refusal import ModelRefused
 
 T = TypeVar("T")
 D = TypeVar("D")
 
+CONTROLS: Final = ("start", "end", "corrid")
 DURABILITIES: Final = ("committed", "checkpointed", "replicated")
 
 
@@ -117,11 +119,39 @@ def constant(value: Any, _: str) -> float | list[Any]:
     raise ValueError("must be a number or a list of numbers")
 
 
+def control(value: Any, _: str) -> str:
+    """A control that there is."""
+    if value not in CONTROLS:
+        raise ValueError(f"must be one of {', '.join(CONTROLS)}")
+    return str(value)
+
+
+def two(value: Any, _: str) -> tuple[float, float]:
+    """Two numbers."""
+    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(each, int | float) for each in value):  # noqa: PLR2004
+        raise ValueError("must be two numbers, for no and yes")
+    return value[0], value[1]
+
+
 def durability(value: Any, _: str) -> str:
     """A level that there is."""
     if value not in DURABILITIES:
         raise ValueError(f"must be one of {', '.join(DURABILITIES)}")
     return str(value)
+
+
+def provider(value: Any, _: str) -> str:
+    """A provider that there is."""
+    if value not in PROVIDERS:
+        raise ValueError(f"must be one of {', '.join(PROVIDERS)}")
+    return str(value)
+
+
+def flag(value: Any, _: str) -> bool:
+    """Yes or no."""
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")  # noqa: TRY004
+    return value
 
 
 def digest(value: Any, _: str) -> str:

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from recurra.v1 import tensor_pb2 as recurra_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16recurra/v1/model.proto\x12\nrecurra.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17recurra/v1/tensor.proto\"\x88\x04\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\'\n\x06status\x18\x03 \x01(\x0e\x32\x17.recurra.v1.ModelStatus\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12&\n\x06inputs\x18\x05 \x03(\x0b\x32\x16.recurra.v1.TensorSpec\x12\'\n\x07outputs\x18\x06 \x03(\x0b\x32\x16.recurra.v1.TensorSpec\x12%\n\x06states\x18\x07 \x03(\x0b\x32\x15.recurra.v1.StateSpec\x12\x13\n\x0bstate_bytes\x18\x08 \x01(\x04\x12\x13\n\x0b\x63hunk_sizes\x18\t \x03(\r\x12.\n\x0bsession_ttl\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tmax_batch\x18\x0b \x01(\r\x12\'\n\tself_test\x18\x0c \x01(\x0b\x32\x14.recurra.v1.SelfTest\x12\x11\n\tproviders\x18\r \x03(\t\x12+\n\x05nodes\x18\x0e \x03(\x0b\x32\x1c.recurra.v1.Model.NodesEntry\x12,\n\x0cstart_inputs\x18\x0f \x03(\x0b\x32\x16.recurra.v1.TensorSpec\x1a,\n\nNodesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"e\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05\x64type\x18\x02 \x01(\x0e\x32\x14.recurra.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x15\n\rhas_time_axis\x18\x04 \x01(\x08\"\\\n\tStateSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\t\x12#\n\x05\x64type\x18\x03 \x01(\x0e\x32\x14.recurra.v1.DataType\x12\r\n\x05shape\x18\x04 \x03(\x03\"y\n\x08SelfTest\x12\x0f\n\x07\x63hunked\x18\x01 \x01(\x08\x12\x0f\n\x07\x62\x61tched\x18\x02 \x01(\x08\x12\x15\n\rchunked_error\x18\x03 \x01(\x01\x12\x15\n\rbatched_error\x18\x04 \x01(\x01\x12\r\n\x05notes\x18\x05 \x03(\t\x12\x0e\n\x06ragged\x18\x06 \x01(\x08\"\x13\n\x11ListModelsRequest\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.recurra.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"4\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.recurra.v1.Model*\\\n\x0bModelStatus\x12\x1c\n\x18MODEL_STATUS_UNSPECIFIED\x10\x00\x12\x16\n\x12MODEL_STATUS_READY\x10\x01\x12\x17\n\x13MODEL_STATUS_FAILED\x10\x02\x32\xa2\x01\n\x0cModelService\x12K\n\nListModels\x12\x1d.recurra.v1.ListModelsRequest\x1a\x1e.recurra.v1.ListModelsResponse\x12\x45\n\x08GetModel\x12\x1b.recurra.v1.GetModelRequest\x1a\x1c.recurra.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16recurra/v1/model.proto\x12\nrecurra.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17recurra/v1/tensor.proto\"\xaf\x04\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\'\n\x06status\x18\x03 \x01(\x0e\x32\x17.recurra.v1.ModelStatus\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12&\n\x06inputs\x18\x05 \x03(\x0b\x32\x16.recurra.v1.TensorSpec\x12\'\n\x07outputs\x18\x06 \x03(\x0b\x32\x16.recurra.v1.TensorSpec\x12%\n\x06states\x18\x07 \x03(\x0b\x32\x15.recurra.v1.StateSpec\x12\x13\n\x0bstate_bytes\x18\x08 \x01(\x04\x12\x13\n\x0b\x63hunk_sizes\x18\t \x03(\r\x12.\n\x0bsession_ttl\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tmax_batch\x18\x0b \x01(\r\x12\'\n\tself_test\x18\x0c \x01(\x0b\x32\x14.recurra.v1.SelfTest\x12\x11\n\tproviders\x18\r \x03(\t\x12+\n\x05nodes\x18\x0e \x03(\x0b\x32\x1c.recurra.v1.Model.NodesEntry\x12,\n\x0cstart_inputs\x18\x0f \x03(\x0b\x32\x16.recurra.v1.TensorSpec\x12%\n\x06strays\x18\x10 \x03(\x0b\x32\x15.recurra.v1.StrayNode\x1a,\n\nNodesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"D\n\tStrayNode\x12\n\n\x02op\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05sizes\x18\x04 \x01(\x08\"e\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05\x64type\x18\x02 \x01(\x0e\x32\x14.recurra.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x15\n\rhas_time_axis\x18\x04 \x01(\x08\"\\\n\tStateSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\t\x12#\n\x05\x64type\x18\x03 \x01(\x0e\x32\x14.recurra.v1.DataType\x12\r\n\x05shape\x18\x04 \x03(\x03\"y\n\x08SelfTest\x12\x0f\n\x07\x63hunked\x18\x01 \x01(\x08\x12\x0f\n\x07\x62\x61tched\x18\x02 \x01(\x08\x12\x15\n\rchunked_error\x18\x03 \x01(\x01\x12\x15\n\rbatched_error\x18\x04 \x01(\x01\x12\r\n\x05notes\x18\x05 \x03(\t\x12\x0e\n\x06ragged\x18\x06 \x01(\x08\"\x13\n\x11ListModelsRequest\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.recurra.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"4\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.recurra.v1.Model*\\\n\x0bModelStatus\x12\x1c\n\x18MODEL_STATUS_UNSPECIFIED\x10\x00\x12\x16\n\x12MODEL_STATUS_READY\x10\x01\x12\x17\n\x13MODEL_STATUS_FAILED\x10\x02\x32\xa2\x01\n\x0cModelService\x12K\n\nListModels\x12\x1d.recurra.v1.ListModelsRequest\x1a\x1e.recurra.v1.ListModelsResponse\x12\x45\n\x08GetModel\x12\x1b.recurra.v1.GetModelRequest\x1a\x1c.recurra.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,26 +35,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODEL_NODESENTRY']._loaded_options = None
   _globals['_MODEL_NODESENTRY']._serialized_options = b'8\001'
-  _globals['_MODELSTATUS']._serialized_start=1104
-  _globals['_MODELSTATUS']._serialized_end=1196
+  _globals['_MODELSTATUS']._serialized_start=1213
+  _globals['_MODELSTATUS']._serialized_end=1305
   _globals['_MODEL']._serialized_start=96
-  _globals['_MODEL']._serialized_end=616
-  _globals['_MODEL_NODESENTRY']._serialized_start=572
-  _globals['_MODEL_NODESENTRY']._serialized_end=616
-  _globals['_TENSORSPEC']._serialized_start=618
-  _globals['_TENSORSPEC']._serialized_end=719
-  _globals['_STATESPEC']._serialized_start=721
-  _globals['_STATESPEC']._serialized_end=813
-  _globals['_SELFTEST']._serialized_start=815
-  _globals['_SELFTEST']._serialized_end=936
-  _globals['_LISTMODELSREQUEST']._serialized_start=938
-  _globals['_LISTMODELSREQUEST']._serialized_end=957
-  _globals['_LISTMODELSRESPONSE']._serialized_start=959
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1014
-  _globals['_GETMODELREQUEST']._serialized_start=1016
-  _globals['_GETMODELREQUEST']._serialized_end=1048
-  _globals['_GETMODELRESPONSE']._serialized_start=1050
-  _globals['_GETMODELRESPONSE']._serialized_end=1102
-  _globals['_MODELSERVICE']._serialized_start=1199
-  _globals['_MODELSERVICE']._serialized_end=1361
+  _globals['_MODEL']._serialized_end=655
+  _globals['_MODEL_NODESENTRY']._serialized_start=611
+  _globals['_MODEL_NODESENTRY']._serialized_end=655
+  _globals['_STRAYNODE']._serialized_start=657
+  _globals['_STRAYNODE']._serialized_end=725
+  _globals['_TENSORSPEC']._serialized_start=727
+  _globals['_TENSORSPEC']._serialized_end=828
+  _globals['_STATESPEC']._serialized_start=830
+  _globals['_STATESPEC']._serialized_end=922
+  _globals['_SELFTEST']._serialized_start=924
+  _globals['_SELFTEST']._serialized_end=1045
+  _globals['_LISTMODELSREQUEST']._serialized_start=1047
+  _globals['_LISTMODELSREQUEST']._serialized_end=1066
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1068
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1123
+  _globals['_GETMODELREQUEST']._serialized_start=1125
+  _globals['_GETMODELREQUEST']._serialized_end=1157
+  _globals['_GETMODELRESPONSE']._serialized_start=1159
+  _globals['_GETMODELRESPONSE']._serialized_end=1211
+  _globals['_MODELSERVICE']._serialized_start=1308
+  _globals['_MODELSERVICE']._serialized_end=1470
 # @@protoc_insertion_point(module_scope)

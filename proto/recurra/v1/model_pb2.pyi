@@ -79,6 +79,7 @@ class Model(_message.Message):
     PROVIDERS_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
     START_INPUTS_FIELD_NUMBER: _builtins.int
+    STRAYS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.str
     status: Global___ModelStatus.ValueType
@@ -113,6 +114,10 @@ class Model(_message.Message):
     def start_inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorSpec]:
         """What a predict may give as start_inputs, whole, without a time axis; empty for a model without a start graph."""
 
+    @_builtins.property
+    def strays(self) -> _containers.RepeatedCompositeFieldContainer[Global___StrayNode]:
+        """The nodes that run on the CPU though the model is on a GPU, those that compute first."""
+
     def __init__(
         self,
         *,
@@ -131,14 +136,46 @@ class Model(_message.Message):
         providers: _abc.Iterable[_builtins.str] | None = ...,
         nodes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         start_inputs: _abc.Iterable[Global___TensorSpec] | None = ...,
+        strays: _abc.Iterable[Global___StrayNode] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["self_test", b"self_test", "session_ttl", b"session_ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_sizes", b"chunk_sizes", "error", b"error", "inputs", b"inputs", "max_batch", b"max_batch", "name", b"name", "nodes", b"nodes", "outputs", b"outputs", "providers", b"providers", "self_test", b"self_test", "session_ttl", b"session_ttl", "start_inputs", b"start_inputs", "state_bytes", b"state_bytes", "states", b"states", "status", b"status", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_sizes", b"chunk_sizes", "error", b"error", "inputs", b"inputs", "max_batch", b"max_batch", "name", b"name", "nodes", b"nodes", "outputs", b"outputs", "providers", b"providers", "self_test", b"self_test", "session_ttl", b"session_ttl", "start_inputs", b"start_inputs", "state_bytes", b"state_bytes", "states", b"states", "status", b"status", "strays", b"strays", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class StrayNode(_message.Message):
+    """A node of the graph on the CPU."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OP_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SIZES_FIELD_NUMBER: _builtins.int
+    op: _builtins.str
+    name: _builtins.str
+    reason: _builtins.str
+    sizes: _builtins.bool
+    """It works on sizes and counts, which are on the host anyway; any other costs a copy there and back."""
+    def __init__(
+        self,
+        *,
+        op: _builtins.str = ...,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        sizes: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "op", b"op", "reason", b"reason", "sizes", b"sizes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StrayNode: _TypeAlias = StrayNode  # noqa: Y015
 
 @_typing.final
 class TensorSpec(_message.Message):

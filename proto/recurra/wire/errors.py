@@ -24,7 +24,7 @@ class RecurraError(Exception):
 
     Attributes:
         reason: the class's name on the wire, upper snake case.
-        code: the gRPC status code.
+        code: the gRPC status code; another API may tell the same error with one of its own.
         retryable: sending the same operation again, with the same id, may succeed.
         metadata: details by name, as text.
         retry_after: seconds to wait before a retry, where the server knows.
@@ -32,7 +32,7 @@ class RecurraError(Exception):
     """
 
     reason: ClassVar[str] = "INTERNAL"
-    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+    code: grpc.StatusCode = grpc.StatusCode.INTERNAL
     retryable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, retry_after: float | None = None, **metadata: str) -> None:

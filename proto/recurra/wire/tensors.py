@@ -68,20 +68,24 @@ def to_array(tensor: tensor_pb2.Tensor) -> Array:
 
     Raises InvalidArgument for an unknown dtype, a negative size, too many axes, or bytes that do not fill the shape.
     """
-    dtype, shape, data = dtype_of(tensor.dtype), tuple(tensor.shape), tensor.data
+    return view(tensor.data, dtype_of(tensor.dtype), tuple(tensor.shape), tensor.name)
+
+
+def view(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], name: str) -> Array:
+    """A read-only view of bytes, little-endian and row by row. Raises InvalidArgument as to_array."""
     if len(shape) > _MAX_AXES:
-        raise InvalidArgument(f"tensor '{tensor.name}' has {len(shape)} axes; at most {_MAX_AXES} are possible")
+        raise InvalidArgument(f"tensor '{name}' has {len(shape)} axes; at most {_MAX_AXES} are possible")
     if prod(shape) * dtype.itemsize != len(data) or min(shape, default=0) < 0:
         raise InvalidArgument(
-            f"tensor '{tensor.name}' has {len(data)} bytes, but {dtype} of shape {list(shape)} needs "
+            f"tensor '{name}' has {len(data)} bytes, but {dtype} of shape {list(shape)} needs "
             f"{prod(shape) * dtype.itemsize}"
         )
     try:
         array = np.frombuffer(data, dtype).reshape(shape)
     except ValueError:  # empty, but its other sizes are beyond what can be addressed
-        raise InvalidArgument(f"tensor '{tensor.name}' of shape {list(shape)} is too large") from None
+        raise InvalidArgument(f"tensor '{name}' of shape {list(shape)} is too large") from None
     if dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
-        raise InvalidArgument(f"tensor '{tensor.name}' is boolean, but has bytes other than 0 and 1")
+        raise InvalidArgument(f"tensor '{name}' is boolean, but has bytes other than 0 and 1")
     return array
 
 

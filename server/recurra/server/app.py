@@ -7,33 +7,34 @@ import gc
 import importlib
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from typing import Any, Final
+from typing import Final
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from recurra import models
+from recurra.inference import service_pb2
+from recurra.server.api import reflected
 from recurra.server.api.errors import Guard
 from recurra.server.api.inference import Inference
 from recurra.server.api.models import Models
 from recurra.server.api.sessions import Sessions
+from recurra.server.api.triton.servicer import Triton
 from recurra.server.engine.device import Device
-from recurra.server.engine.engine import Engine, Limits
-from recurra.server.engine.runner import SlabRunner
+from recurra.server.repository import Repository
 from recurra.server.served import Served
 from recurra.server.settings import EMBEDDED, Settings
 from recurra.server.store.embedded import EmbeddedStore
 from recurra.server.store.sessions import RedisStore
+from recurra.server.tasks import owned, stop
 from recurra.server.telemetry import Log, Metrics
-from recurra.server.trials import attempt
 from recurra.v1 import inference_pb2, model_pb2, session_pb2
 from recurra.wire.errors import StoreUnavailable
 
-_SLAB_BYTES: Final = 1 << 30  # per model; sessions beyond it are read from the store again
 _HANDSHAKE_MS: Final = 3_000
 _PING_MS: Final = 4_000  # the SDK asks every five seconds whether a replica lives
 _STREAMS_PER_CONNECTION: Final = 4_096
@@ -47,6 +48,10 @@ Running = Callable[[Settings, asyncio.Future[None]], AbstractAsyncContextManager
 
 class Ended(Exception):
     """It was told to stop before it was ready."""
+
+
+class ProviderUnavailable(RuntimeError):
+    """What is to run the models does not work on this machine."""
 
 
 class SystemClock:
@@ -90,6 +95,7 @@ async def running(
 
     `refused`: models that are known to be no good, and why.
     """
+    await chosen(settings)
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         if settings.metrics:
@@ -107,20 +113,33 @@ async def running(
         await store.ping()
         device = Device()
         stack.callback(device.close)
-        served = await _load(settings, store, device, metrics, ending, refused=refused or {})
+        served = Served(refused=dict(refused or {}))
+        repository = Repository(
+            settings, served, store, device=device, clock=SystemClock(), metrics=metrics, ending=ending
+        )
+        stack.push_async_callback(repository.stop)
+        await repository.load_all()
         if ending.done():
             await ending
             raise Ended
-        engines = [owned(engine.run(), f"engine of {engine.model.name}", ending) for engine in served.engines.values()]
-        stack.push_async_callback(stop, engines)
 
-        server, statuses = _grpc(settings, served, metrics)
+        server, statuses = _grpc(settings, served, repository, metrics)
         port = server.add_insecure_port(settings.listen)
         await server.start()
         stack.push_async_callback(_drain, settings, served, server, statuses)
         address = f"{settings.listen.rpartition(':')[0]}:{port}"
         _log.info("server.ready", address=address, models=len(served.engines), refused=len(served.refused))
         yield address
+
+
+async def chosen(settings: Settings) -> models.Choice:
+    """The provider for models that do not name one. Raises ProviderUnavailable where it does not work here."""
+    try:
+        choice = await asyncio.to_thread(models.choose, settings.provider)
+    except models.ModelRefused as error:
+        raise ProviderUnavailable(f"--provider {settings.provider}: {error}") from None
+    _log.info("provider.chosen", asked=settings.provider, chosen=choice.provider, reason=choice.reason)
+    return choice
 
 
 async def opened(settings: Settings, stack: AsyncExitStack, ending: asyncio.Future[None], *, tied: bool = False) -> str:
@@ -138,64 +157,9 @@ async def _lost(embedded: EmbeddedStore) -> None:
     raise StoreUnavailable("the embedded store keeps dying: see valkey.log in its data folder")
 
 
-def owned(work: Coroutine[Any, Any, None], name: str, ending: asyncio.Future[None]) -> asyncio.Task[None]:
-    """A task without which the server cannot go on."""
-    task = asyncio.create_task(work, name=name)
-
-    def ended(task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not ending.done():
-            _log.error("task.failed", task=name, error=error)
-            ending.set_exception(error)
-
-    task.add_done_callback(ended)
-    return task
-
-
-async def _load(
-    settings: Settings,
-    store: RedisStore,
-    device: Device,
-    metrics: Metrics,
-    ending: asyncio.Future[None],
-    *,
-    refused: Mapping[str, str],
-) -> Served:
-    """All models that are not refused yet; once `ending` is done a trial is ended too, and no other model is begun."""
-    served = Served(refused=dict(refused))
-    for name, folder in models.find(settings.models).items():
-        if name in served.refused:
-            continue
-        began = time.monotonic()
-        try:
-            await attempt(folder, settings, ending)
-            model = await asyncio.to_thread(models.load, folder, provider=settings.provider, threads=settings.threads)
-        except models.ModelRefused as error:
-            if ending.done():
-                break
-            served.refused[name] = str(error)
-            _log.error("model.refused", model=name, error=error)
-            continue
-        slots = max(1, min(settings.slots, _SLAB_BYTES // max(1, model.signature.state_bytes)))
-        runner = SlabRunner(
-            model.signature, model.program, device, slots=slots + 1, ragged=model.ragged, start=model.start
-        )
-        limits = Limits(queue=settings.queue_limit, slots=slots, checkpoint_seconds=settings.checkpoint_seconds)
-        served.engines[name] = Engine(model, runner, store, SystemClock(), metrics.for_model(name), limits=limits)
-        _log.info("model.loaded", model=name, version=model.version, seconds=round(time.monotonic() - began, 3))
-        if ending.done():
-            break
-    return served
-
-
-async def stop(tasks: list[asyncio.Task[None]]) -> None:
-    """Cancel the tasks, and wait until they are done."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _grpc(settings: Settings, served: Served, metrics: Metrics) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+def _grpc(
+    settings: Settings, served: Served, repository: Repository, metrics: Metrics
+) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     server = transport(settings.transport)(
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
@@ -209,15 +173,17 @@ def _grpc(settings: Settings, served: Served, metrics: Metrics) -> tuple[grpc.ai
             ("grpc.so_reuseport", int(settings.workers > 1)),
         ],
     )
-    guard, files = Guard(metrics), (inference_pb2, session_pb2, model_pb2)
+    guard, files = Guard(metrics), (inference_pb2, session_pb2, model_pb2, service_pb2)
     services = [service for file in files for service in file.DESCRIPTOR.services_by_name.values()]
-    servicers = (Inference(served), Sessions(served), Models(served))
+    changes = repository if settings.model_control == "explicit" and settings.workers == 1 else None
+    servicers = (Inference(served), Sessions(served), Models(served), Triton(served, changes))
     for service, servicer in zip(services, servicers, strict=True):
         server.add_registered_method_handlers(service.full_name, guard.handlers(service, servicer))
     statuses = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(statuses, server)
     names = [*(service.full_name for service in services), health.SERVICE_NAME, reflection.SERVICE_NAME]
-    reflection.enable_server_reflection(names, server)
+    described = [*(service.file for service in services), health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR]
+    reflection.enable_server_reflection(names, server, pool=reflected.pool(described))
     return server, statuses
 
 

@@ -155,9 +155,32 @@ _RULES: Final = {
         "1", _whole(1, 64), "a whole number of replicas, 1 to 64", "of the store, that must have what is replicated"
     ),
     "data": _Rule("./data", _path, "a folder, made if it is missing", "the embedded store's folder"),
-    "provider": _Rule("auto", _choice("auto", "cuda", "cpu"), "auto, cuda or cpu", "where models run"),
+    "provider": _Rule(
+        "auto", _choice("auto", "cuda", "tensorrt", "cpu"), "auto, cuda, tensorrt or cpu", "what runs the models"
+    ),
+    "states": _Rule(
+        "auto",
+        _choice("auto", "host", "device"),
+        "auto, host or device",
+        "the memory that hot states are in; auto: the device's where that is a GPU",
+    ),
+    "state_memory_bytes": _Rule(
+        str(1 << 30),
+        _whole(1, 1 << 40),
+        "a whole number of bytes, 1 to 1099511627776",
+        "for hot states, per model; sessions beyond it are read from the store again",
+    ),
+    "cuda_graphs": _Rule(
+        "off", _choice("on", "off"), "on or off", "whether single timesteps on a GPU are recorded once and played"
+    ),
     "workers": _Rule(
         "1", _workers, "a whole number of processes, 1 to 1024, or auto: one a core", "processes that share the port"
+    ),
+    "model_control": _Rule(
+        "none",
+        _choice("none", "explicit"),
+        "none or explicit",
+        "whether Triton's clients may load and unload models; with one worker",
     ),
     "threads": _Rule("1", _whole(1, 1024), "a whole number of threads, 1 to 1024", "that one run of a model uses"),
     "trial_seconds": _Rule(
@@ -206,8 +229,12 @@ class Settings:
     store: str
     replicas: int
     data: Path
-    provider: Literal["auto", "cuda", "cpu"]
+    provider: Literal["auto", "cuda", "tensorrt", "cpu"]
+    states: Literal["auto", "host", "device"]
+    state_memory_bytes: int
+    cuda_graphs: Literal["on", "off"]
     workers: int
+    model_control: Literal["none", "explicit"]
     threads: int
     trial_seconds: float | None
     cache: Path | None

@@ -18,6 +18,7 @@ from typing import Final, Literal, TextIO, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
 from recurra.server.settings import split_address
+from recurra.server.statistics import Statistics
 
 Field = str | float | Path | BaseException | None
 Kind = Literal["predict", "reset", "set_state", "end"]
@@ -100,7 +101,11 @@ def configure(
 
 
 class ModelMetrics:
-    """One model's metrics, their labels resolved once; every method is cheap enough for each batch."""
+    """One model's metrics, their labels resolved once; every method is cheap enough for each batch.
+
+    Attributes:
+        statistics: the same in plain numbers, for who asks over the API.
+    """
 
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._timesteps = metrics.timesteps.labels(model)
@@ -110,6 +115,9 @@ class ModelMetrics:
         self._queue = metrics.queue_operations.labels(model)
         self._live = metrics.live_sessions.labels(model)
         self._conflicts = metrics.conflicts.labels(model)
+        self._to_host = metrics.state_bytes.labels(model, "to_host")
+        self._to_device = metrics.state_bytes.labels(model, "to_device")
+        self.statistics = Statistics()
 
     def count_timesteps(self, timesteps: int) -> None:
         self._timesteps.inc(timesteps)
@@ -119,6 +127,10 @@ class ModelMetrics:
 
     def count_conflicts(self, conflicts: int = 1) -> None:
         self._conflicts.inc(conflicts)
+
+    def count_state_bytes(self, to_host: int, to_device: int) -> None:
+        self._to_host.inc(to_host)
+        self._to_device.inc(to_device)
 
     def observe_batch(self, sessions: int) -> None:
         self._batch_size.observe(sessions)
@@ -184,7 +196,27 @@ class Metrics:
             "recurra_store_seconds", "Round trips to the store.", ["command"], registry=own, buckets=_STAGE_SECONDS
         )
         self.conflicts = Counter("recurra_conflicts", "Commits refused by compare-and-set.", ["model"], registry=own)
+        self.state_bytes = Counter(
+            "recurra_state_bytes",
+            "Bytes of states copied between the device and the host.",
+            ["model", "direction"],
+            registry=own,
+        )
         self._errors = Counter("recurra_errors", "Errors answered, by reason.", ["reason"], registry=own)
+        self._nodes = Gauge(
+            "recurra_model_nodes",
+            "Nodes of a model's graph, by what runs them.",
+            ["model", "provider"],
+            registry=own,
+            multiprocess_mode="livemax",
+        )
+        self._strays = Gauge(
+            "recurra_model_stray_nodes",
+            "Nodes that compute on the CPU though their model is on a GPU.",
+            ["model"],
+            registry=own,
+            multiprocess_mode="livemax",
+        )
         self._models: dict[str, ModelMetrics] = {}
         self._by_label: dict[tuple[str, ...], tuple[Counter, Histogram]] = {}
         self._by_command: dict[str, Histogram] = {}
@@ -194,6 +226,12 @@ class Metrics:
         if model not in self._models:
             self._models[model] = ModelMetrics(self, model)
         return self._models[model]
+
+    def set_nodes(self, model: str, nodes: Mapping[str, int], strays: int) -> None:
+        """Where a model's nodes run; `strays`: how many compute on the CPU though the model is on a GPU."""
+        for provider, count in nodes.items():
+            self._nodes.labels(model, provider).set(count)
+        self._strays.labels(model).set(strays)
 
     def observe_request(self, method: str, code: str, seconds: float) -> None:
         """Count one RPC of a known method by its gRPC status code's name, such as "OK", and its time."""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from recurra import models
 from recurra.models import quarantine
-from recurra.models.session import choose
 from recurra.server.settings import Settings
 from recurra.server.telemetry import Log
 
@@ -31,11 +30,15 @@ async def attempt(folder: Path, settings: Settings, ending: asyncio.Future[None]
     await asyncio.to_thread(
         quarantine.clear,
         folder,
-        made_for=await asyncio.to_thread(choose, settings.provider),
+        made_for=await asyncio.to_thread(_made_for, folder, settings.provider),
         cache=settings.cache,
         timeout_seconds=settings.trial_seconds,
         begun=begun,
     )
+
+
+def _made_for(folder: Path, provider: str) -> str:
+    return "cpu" if models.choose(models.wanted(folder, provider)).provider == "cpu" else "cuda"
 
 
 async def refusals(settings: Settings, ending: asyncio.Future[None], known: Mapping[str, str]) -> dict[str, str]:

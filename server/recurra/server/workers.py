@@ -14,10 +14,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Final
 
-from recurra.server.app import Ended, opened, owned, stop
+from recurra.server.app import Ended, chosen, opened
 from recurra.server.crew import Refusals, Worker, WorkerFailed
 from recurra.server.port import reserved
 from recurra.server.settings import Settings
+from recurra.server.tasks import owned, stop
 from recurra.server.telemetry import Log
 from recurra.server.totals import Totals, totals
 from recurra.server.trials import refusals
@@ -31,6 +32,7 @@ async def running(settings: Settings, ending: asyncio.Future[None]) -> AsyncIter
     """As app.running, by `settings.workers` processes; all of them are ready inside the block."""
     if sys.platform != "linux":
         raise WorkerFailed("several workers run on Linux only: use --workers 1")
+    await chosen(settings)
     crew: list[Worker] = []
     async with AsyncExitStack() as stack:
         address = stack.enter_context(reserved(settings.listen))

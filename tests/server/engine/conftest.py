@@ -48,10 +48,10 @@ def picky(repository: Path) -> models.Model:
     return models.load(repository / "picky", provider="cpu")
 
 
-@pytest.fixture
-async def here(store: str, picky: models.Model) -> AsyncIterator[World]:
-    """A world of that model, empty."""
-    async with world(store, picky) as made:
+@pytest.fixture(params=["host", "device"])
+async def here(request: pytest.FixtureRequest, store: str, picky: models.Model) -> AsyncIterator[World]:
+    """A world of that model, empty, with states on the host or in a pool."""
+    async with world(store, picky, request.param) as made:
         yield made
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from recurra.server.engine.operation import Kind
-from recurra.wire.errors import AlreadyApplied, Behind, DataLoss, Diverged, Overloaded, Owned
+from recurra.wire.errors import AlreadyApplied, Behind, DataLoss, Diverged, Overloaded, Owned, StoreUnavailable
 from tests.server.engine.world import NOTHING, Answer, Replica, lost, new_id, turned, until
 from tests.service import zoo
 
@@ -136,6 +136,24 @@ async def test_an_owner_that_died_is_waited_for_no_longer_than_its_lease(a, b):
     assert (await stepper.step(b, checkpointed=False)).position == 3
 
 
+async def test_an_owner_whose_clock_was_days_ahead_is_waited_for_no_longer_than_others(a, b):
+    stepper = Stepper()
+    a.clock.ahead_seconds = 3 * 86_400
+    await stepper.step(a, 2)
+    await a.stop()
+    assert (await stepper.step(b, checkpointed=False)).position == 3
+
+
+@pytest.mark.parametrize("days", [-3, 3])
+async def test_a_session_that_pauses_is_let_go_though_the_clock_was_stepped(here, b, days):
+    a = await here.replica(checkpoint_seconds=SOON)
+    stepper = Stepper()
+    await stepper.step(a, 5)
+    a.clock.stepped_seconds = days * 86_400
+    await until(lambda: _free(a))
+    assert (await stepper.step(b, checkpointed=False)).position == 6
+
+
 async def test_a_drain_writes_all_and_lets_it_go(a, b):
     steppers = [Stepper(name) for name in "stuvw"]
     for stepper in steppers:
@@ -164,13 +182,13 @@ async def test_a_checkpoint_that_cannot_be_made_costs_its_sessions_a_replay_and_
     stepper, other = Stepper("s"), Stepper("t")
     for each in (stepper, other):
         await each.step(a, 3)
-    to_bytes = a.runner.to_bytes
+    gather = a.runner.gather
 
-    def short_of_memory(states):
-        a.runner.to_bytes = to_bytes
+    def short_of_memory(slots):
+        a.runner.gather = gather
         raise MemoryError
 
-    a.runner.to_bytes = short_of_memory
+    a.runner.gather = short_of_memory
     assert (await a.engine.look("s")).header["position"][0] == 2
     with pytest.raises(Behind):
         await a.predict("s", x(3), after=stepper.last, checkpointed=True).answer()
@@ -197,6 +215,69 @@ async def test_a_retry_gets_the_same_reply_and_no_other_step(a, written):
     with pytest.raises(AlreadyApplied):
         await a.predict("s", x(2), id_=stepper.ids[-2], checkpointed=True).answer()
     assert (await stepper.step(a)).position == 5
+
+
+async def test_a_retry_tells_what_the_store_has_by_now_and_not_more(a):
+    stepper = Stepper()
+    await stepper.step(a, 4)
+    again = await a.predict("s", x(3), id_=stepper.last, after=stepper.ids[-2], checkpointed=True).answer()
+    assert (again.duplicate, again.position, again.durable) == (True, 4, 2)
+
+
+async def test_a_committed_retry_is_answered_once_the_store_has_what_it_repeats(a):
+    stepper = Stepper()
+    await stepper.step(a, 4)
+    with pytest.raises(StoreUnavailable):  # it is being written
+        await a.predict("s", x(3), id_=stepper.last, after=stepper.ids[-2]).answer()
+    await until(lambda: _stands(a, 4))
+    again = await a.predict("s", x(3), id_=stepper.last, after=stepper.ids[-2]).answer()
+    assert (again.duplicate, again.durable) == (True, 4)
+
+
+@pytest.mark.parametrize("applied", [True, False])
+async def test_a_committed_retry_does_not_overtake_its_own_commit(a, b, applied):
+    stepper = Stepper()
+    await stepper.step(a, 3)
+    gate = a.store.hold("commit")
+    first = a.predict("s", x(3), id_=(id_ := new_id()), after=stepper.last)
+    await gate.here()
+    again = a.predict("s", x(3), id_=id_, after=stepper.last)
+    assert not await turned(lambda: again.done)
+    if not applied:  # another replica takes the session over; what this one had not written is gone
+        durable = (await b.stands("s"))[0]
+        await b.predict("s", x(9), after=durable, checkpointed=True).answer()
+    gate.open()
+    for call in (first, again):
+        if applied:
+            assert (await call.answer()).durable == 4
+        else:
+            with pytest.raises(Owned):
+                await call.answer()
+
+
+async def test_what_was_durable_before_a_reset_is_not_after_it(a):
+    stepper = Stepper()
+    await stepper.step(a, 3)
+    gate = a.store.hold("commit")
+    given = {0: a.engine.model.signature.states[0].fresh[None]}
+    reset = a.change(Kind.RESET, "s", after=stepper.last, given=given)
+    await gate.here()
+    stepper.sent.clear()
+    stepper.ids.append(reset.id)
+    answer = await stepper.step(a)
+    assert (answer.position, answer.durable) == (1, 0)
+    gate.open()
+    await reset.answer()
+    assert (await stepper.step(a)).durable == 0
+
+
+async def test_a_retry_keeps_its_reply_while_the_session_goes_on(a):
+    stepper = Stepper()
+    await stepper.step(a, 3)
+    again = a.predict("s", x(2), id_=stepper.last, after=stepper.ids[-2], checkpointed=True)
+    later = a.predict("s", x(3), after=stepper.last, checkpointed=True)
+    await later.answer()
+    assert (await again.answer()).position == 3
 
 
 async def test_a_retry_on_another_replica_gets_the_reply_that_the_checkpoint_brought(a, b):

@@ -117,7 +117,7 @@ async def test_a_reset_by_another_replica_is_told_to_what_rested_on_the_state_be
 async def test_an_operation_whose_reply_was_lost_while_another_replica_went_on_is_not_applied_twice(here, b, tmp_path):
     a, wire = await here.wired(tmp_path)
     await a.predict("s", x(0)).answer()
-    wire.swallow = True
+    wire.lose_replies()
     first = a.predict("s", x(1))
     await until(lambda: _is_last(b, "s", first.id))
     third = await b.predict("s", x(2)).answer()
@@ -133,7 +133,7 @@ async def test_commits_resent_after_a_broken_connection_are_acknowledged_with_th
 ):
     a, wire = await here.wired(tmp_path)
     await a.predict("s", x(0)).answer()
-    wire.swallow = True
+    wire.lose_replies()
     flights = [a.predict("s", x(1 + at)) for at in range(count)]
     await until(lambda: _is_last(b, "s", flights[-1].id))
     before = a.runner.runs[:]
@@ -360,6 +360,24 @@ async def test_a_session_that_has_expired_may_begin_anew(here, a, b, elsewhere):
     same(told.y, x(2))
 
 
+@pytest.mark.parametrize("named", [True, False])
+async def test_a_session_that_expires_between_its_run_and_its_commit_is_expired_or_begins_anew(here, a, named):
+    base = await a.predict("s", x(0)).answer()
+    commit = a.store.hold("commit")
+    call = a.predict("s", x(1), after=base.last_id if named else bytes(16))
+    await commit.here()
+    await here.forget()
+    a.clock.stepped_seconds = 100_000.0
+    commit.open()
+    if named:
+        assert type(await refused(call)) is SessionExpired
+        assert await a.engine.reader.look("s") is None
+    else:
+        told = await call.answer()
+        assert (told.position, told.created) == (1, True)
+        same(told.y, x(1))
+
+
 async def test_a_session_that_never_was_is_not_found_where_it_may_not_begin(a):
     assert type(await refused(a.predict("s", x(0), create=Create.NEVER))) is SessionNotFound
     assert type(await refused(a.predict("s", x(0), after=new_id()))) is SessionNotFound
@@ -405,6 +423,71 @@ async def test_what_begins_anew_behind_an_end_that_fails_is_decided_anew(a, b):
     assert type(await refused(end)) is Behind
     assert type(await refused(anew)) is Behind
     same((await b.predict("s", x(3), after=other.last_id).answer()).y, x(0), x(1), x(3))
+
+
+# ---- a predict that begins the session anew, or that it ends with
+
+
+async def test_a_session_begun_anew_starts_from_the_fresh_state_in_a_life_of_its_own(a, b):
+    first = await a.predict("s", x(0, 2)).answer()
+    anew = await b.predict("s", x(1), create=Create.ANEW).answer()
+    assert (anew.position, anew.created) == (1, True)
+    same(anew.y, x(1))
+    going_on = await a.predict("s", x(2), create=Create.NEVER).answer()
+    assert (going_on.position, going_on.created) == (2, False)
+    same(going_on.y, x(1), x(2))
+    assert type(await refused(a.predict("s", x(3), after=first.last_id))) is Behind
+
+
+async def test_sessions_begun_anew_run_beside_others_in_one_batch(a):
+    await a.predict("s", x(0)).answer()
+    await a.predict("t", x(1)).answer()
+    run = a.run.hold("run")
+    others = a.predict("u", x(2))
+    await run.here()
+    anew, on = a.predict("s", x(3), create=Create.ANEW), a.predict("t", x(4))
+    run.open()
+    await others.answer()
+    same((await anew.answer()).y, x(3))
+    same((await on.answer()).y, x(1), x(4))
+    assert a.runner.runs[-1] == (2, 1)
+
+
+async def test_what_comes_behind_a_session_begun_anew_in_flight_goes_on_from_it(a):
+    await a.predict("s", x(0)).answer()
+    reply = a.store.hold("commit reply")
+    anew = a.predict("s", x(1), create=Create.ANEW)
+    await reply.here()
+    behind = a.predict("s", x(2), create=Create.NEVER)
+    reply.open()
+    await anew.answer()
+    same((await behind.answer()).y, x(1), x(2))
+
+
+async def test_a_session_that_is_lost_meanwhile_may_still_begin_anew(here, a):
+    await a.predict("s", x(0)).answer()
+    await here.forget()
+    told = await a.predict("s", x(1), create=Create.ANEW).answer()
+    same(told.y, x(1))
+
+
+async def test_a_predict_that_closes_its_session_is_answered_and_closed_in_one_commit(a, b):
+    await a.predict("s", x(0)).answer()
+    id_ = new_id()
+    last = await a.predict("s", x(1), id_=id_, closes=True).answer()
+    assert last.position == 2
+    same(last.y, x(0), x(1))
+    for replica in (a, b):
+        assert type(await refused(replica.predict("s", x(2)))) is SessionClosed
+        again = await replica.predict("s", x(1), id_=id_, closes=True).answer()
+        assert again.duplicate
+        same(again.y, x(0), x(1))
+    same((await a.predict("s", x(3), create=Create.ANEW).answer()).y, x(3))
+
+
+async def test_a_predict_that_closes_what_it_begins_leaves_a_closed_session(a):
+    same((await a.predict("s", x(0), create=Create.ANEW, closes=True).answer()).y, x(0))
+    assert type(await refused(a.predict("s", x(1), create=Create.NEVER))) is SessionClosed
 
 
 # ---- another version of the model

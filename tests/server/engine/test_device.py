@@ -26,10 +26,13 @@ async def test_what_is_known_to_be_short_is_run_at_once(device):
 
 
 async def test_what_takes_long_is_run_on_the_thread_each_time(device):
-    gate = threading.Event()
-    first = device.run("long", gate.wait)
-    loop = asyncio.get_running_loop()
-    loop.call_later(0.01, gate.set)  # longer than what is short
+    loop, gate = asyncio.get_running_loop(), threading.Event()
+
+    def long() -> bool:
+        loop.call_soon_threadsafe(loop.call_later, 0.01, gate.set)  # longer than what is short
+        return gate.wait()
+
+    first = device.run("long", long)
     assert await first
     assert await device.run("long", here, at_once=True) is not here()
 

@@ -326,7 +326,7 @@ async def test_a_session_cancelled_while_it_is_read_leaves_a_slot_that_is_right(
 
 
 async def test_a_reset_starts_from_fresh_or_from_what_it_brings_and_its_duplicate_is_told_the_same(here, lstm):
-    async with world(here.url, lstm) as with_lstm:
+    async with world(here.url, lstm, here.states) as with_lstm:
         a = await with_lstm.replica()
         first, then = LSTM.draw(0, 3), LSTM.draw(1, 2)
         fresh = {at: state.fresh[None] for at, state in enumerate(lstm.signature.states)}
@@ -349,7 +349,7 @@ async def test_a_reset_starts_from_fresh_or_from_what_it_brings_and_its_duplicat
 
 
 async def test_a_reset_of_one_state_leaves_the_others(here, lstm):
-    async with world(here.url, lstm) as with_lstm:
+    async with world(here.url, lstm, here.states) as with_lstm:
         a = await with_lstm.replica()
         first, then = LSTM.draw(0, 3), LSTM.draw(1, 2)
         await a.predict("s", first).answer()

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from recurra import models
 from recurra.models import Signature, StateSpec
 from recurra.server.engine.device import Device
-from recurra.server.engine.runner import SlabRunner
+from recurra.server.engine.runner import HostStates, SlabRunner
 from tests.service import zoo
 
 SLOTS = 6
@@ -64,12 +64,13 @@ def same(states: tuple[StateSpec, ...], found: list[np.ndarray], expected: list[
 @given(specs(), st.integers(1, 5), st.integers(0, 2**32))
 def test_states_come_back_from_bytes_as_they_were(states, count, seed):
     made, given_ = runner(states), drawn(states, count, seed)
-    rows = made.to_bytes(given_)
+    rows = HostStates(states, given_).to_bytes()
     assert (rows.shape, rows.dtype) == ((count, sum(spec.nbytes for spec in states)), np.uint8)
-    same(states, made.from_bytes(rows), given_)
+    made.load(np.arange(1, count + 1), rows)
+    same(states, made.gather(np.arange(1, count + 1)).arrays, given_)
     # A session's bytes are its own: they do not depend on who else is in the batch.
     alone = [state.take([count - 1], spec.batch_axis) for spec, state in zip(states, given_, strict=True)]
-    assert made.to_bytes(alone)[0].tobytes() == rows[count - 1].tobytes()
+    assert HostStates(states, alone).to_bytes()[0].tobytes() == rows[count - 1].tobytes()
 
 
 @settings(deadline=None, max_examples=60)
@@ -87,9 +88,9 @@ def test_slots_hold_what_was_put_there_last(states, actions):
     made = runner(states)
     oracle = {0: [spec.fresh.tobytes() for spec in states]}
     for seed, (action, slots) in enumerate([*actions, ("ask", [0]), ("ask", [0, 1]), ("ask", [*range(SLOTS)])]):
-        values = drawn(states, len(slots), seed) if action == "put" else made.gather(np.array(slots))
+        values = drawn(states, len(slots), seed) if action == "put" else made.gather(np.array(slots)).arrays
         if action == "put":
-            made.scatter(np.array(slots), values)
+            made.scatter(np.array(slots), HostStates(states, values))
         for row, slot in enumerate(slots):
             found = [rows_of(spec, state)[row].tobytes() for spec, state in zip(states, values, strict=True)]
             if action == "put":
@@ -102,12 +103,12 @@ def test_slots_hold_what_was_put_there_last(states, actions):
 def test_slots_cannot_be_changed_through_what_was_gathered(states, put):
     made = runner(states)
     for slots in (np.array(put), np.arange(SLOTS)):
-        made.scatter(np.array(put), drawn(states, len(put), 0))
-        before = made.to_bytes(made.gather(slots)).tobytes()
-        for state in made.gather(slots):
+        made.scatter(np.array(put), HostStates(states, drawn(states, len(put), 0)))
+        before = made.gather(slots).to_bytes().tobytes()
+        for state in made.gather(slots).arrays:
             with suppress(ValueError):  # it is the slots' own, and read-only
                 state[...] = 1
-        assert made.to_bytes(made.gather(slots)).tobytes() == before
+        assert made.gather(slots).to_bytes().tobytes() == before
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "picky"])
@@ -127,8 +128,8 @@ async def test_sessions_run_together_give_what_each_gives_alone(repository, name
                 np.testing.assert_allclose(step.outputs[0][place], whole[-3:], **zoo.CLOSE)
         for slot, row in zip(slots, range(4), strict=True):
             after = oracle.after(*(chunk[row] for chunk in chunks))
-            for spec, state, expected in zip(model.signature.states, made.gather([slot]), after, strict=True):
-                np.testing.assert_allclose(rows_of(spec, state)[0].ravel(), expected.ravel(), **zoo.CLOSE)
+            for state, expected in zip(made.gather([slot]).tensors(), after, strict=True):
+                np.testing.assert_allclose(state[0].ravel(), expected.ravel(), **zoo.CLOSE)
 
 
 async def test_what_the_model_raises_comes_through_and_changes_nothing(repository):
@@ -136,12 +137,12 @@ async def test_what_the_model_raises_comes_through_and_changes_nothing(repositor
     with closing(Device()) as device:
         made = SlabRunner(model.signature, model.program, device, slots=4)
         slots = np.arange(4)
-        before = made.to_bytes(made.gather(slots)).tobytes()
+        before = made.gather(slots).to_bytes().tobytes()
         bad = np.zeros((4, 1, 2), np.float32)
         bad[2, 0, 0] = 2000
         with pytest.raises(Exception, match="Gather"):
             await made.run([bad], made.gather(slots))
-        assert made.to_bytes(made.gather(slots)).tobytes() == before
+        assert made.gather(slots).to_bytes().tobytes() == before
 
 
 async def test_runs_take_turns_on_the_devices_one_thread():
@@ -157,5 +158,5 @@ async def test_runs_take_turns_on_the_devices_one_thread():
 
     with closing(Device()) as device:
         made = SlabRunner(Signature((), (), ()), SimpleNamespace(run=run), device, slots=1)
-        await asyncio.gather(*(made.run([np.zeros((at, 1))], []) for at in range(50)))
+        await asyncio.gather(*(made.run([np.zeros((at, 1))], made.gather(np.zeros(1, np.intp))) for at in range(50)))
     assert order == list(range(50))

@@ -15,9 +15,9 @@ GRU = zoo.MODELS["gru"]
 ENCODE = zoo.encoder()[1]
 
 
-@pytest.fixture
-async def a(store, repository):
-    async with world(store, models.load(repository / "gru", provider="cpu")) as made:
+@pytest.fixture(params=["host", "device"])
+async def a(store, repository, request):
+    async with world(store, models.load(repository / "gru", provider="cpu"), request.param) as made:
         yield await made.replica()
 
 

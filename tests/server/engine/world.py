@@ -25,12 +25,14 @@ from recurra.server.engine.device import Device
 from recurra.server.engine.digest import salt
 from recurra.server.engine.engine import Engine, Limits
 from recurra.server.engine.operation import Block, Kind
+from recurra.server.engine.pool import PoolRunner
 from recurra.server.engine.runner import SlabRunner
-from recurra.server.engine.seams import Step
+from recurra.server.engine.seams import Runner, Step
 from recurra.server.store import record
 from recurra.server.store.sessions import RedisStore
 from recurra.server.telemetry import Metrics
 from recurra.wire.errors import StoreUnavailable
+from tests.proxy import Proxy
 
 Array = np.ndarray
 
@@ -117,40 +119,38 @@ class GatedRunner:
 
     Attributes:
         runs: (rows, timesteps) of each run so far.
+        real: the runner itself.
         spoil: sees the inputs and what a run gave, and may change or refuse it.
     """
 
-    def __init__(self, runner: SlabRunner) -> None:
+    def __init__(self, runner: Runner) -> None:
         self.gates = Gates()
         self.runs: list[tuple[int, int]] = []
         self.spoil: Callable[[Sequence[Array], Step], Step] = lambda _, step: step
-        self._runner = runner
-        self.gather, self.scatter = runner.gather, runner.scatter
-        self.to_bytes, self.from_bytes = runner.to_bytes, runner.from_bytes
+        self.real = runner
+        self.gather, self.scatter, self.load = runner.gather, runner.scatter, runner.load
         self.start = runner.start
 
     def run(self, *arguments: Any, **more: Any) -> asyncio.Task[Step]:
         return asyncio.create_task(self._run(*arguments, **more))
 
-    async def _run(
-        self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None, *, alone: bool = False
-    ) -> Step:
+    async def _run(self, inputs: Sequence[Array], *arguments: Any, **more: Any) -> Step:
         self.runs.append((inputs[0].shape[0], inputs[0].shape[1]))
         await self.gates.pass_("run")
-        return self.spoil(inputs, await self._runner.run(inputs, states, lengths, alone=alone))
+        return self.spoil(inputs, await self.real.run(inputs, *arguments, **more))
 
 
 class Clock:
-    """The real time, and what a test puts on top."""
+    """The real time, and what a test puts on top; `stepped_seconds` only on the time of day."""
 
     def __init__(self) -> None:
-        self.ahead_seconds = 0.0
+        self.ahead_seconds, self.stepped_seconds = 0.0, 0.0
 
     def monotonic(self) -> float:
         return time.monotonic() + self.ahead_seconds
 
     def time(self) -> float:
-        return time.time() + self.ahead_seconds
+        return time.time() + self.ahead_seconds + self.stepped_seconds
 
 
 @dataclass
@@ -204,7 +204,7 @@ class Call:
 class Replica:
     """An engine with a pipe, slots and gates of its own."""
 
-    def __init__(self, model: Model, store: RedisStore, runner: SlabRunner, *, limits: Limits) -> None:
+    def __init__(self, model: Model, store: RedisStore, runner: Runner, *, limits: Limits) -> None:
         self.clock, self.limits = Clock(), limits
         self.gated, self.runner = GatedStore(store), GatedRunner(runner)
         self.store, self.run = self.gated.gates, self.runner.gates
@@ -268,51 +268,11 @@ class Replica:
         await asyncio.wait([self.task])
 
 
-class Wire:
-    """The way between a pipe and the store. `swallow` replies, and `cut` what is connected."""
-
-    def __init__(self) -> None:
-        self.swallow = False
-        self._writers: list[asyncio.StreamWriter] = []
-
-    @asynccontextmanager
-    async def laid(self, store_socket: str, socket: str) -> AsyncIterator[Wire]:
-        self._to = store_socket
-        async with await asyncio.start_unix_server(self._connected, socket):
-            yield self
-            self.cut()
-
-    def cut(self) -> None:
-        """Break the connections, and let the next ones be whole."""
-        self.swallow = False
-        for writer in self._writers:
-            writer.close()
-        self._writers.clear()
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        from_store, to_store = await asyncio.open_unix_connection(self._to)
-        self._writers += writer, to_store
-        try:
-            await asyncio.gather(self._pump(reader, to_store), self._pump(from_store, writer, reply=True))
-        finally:
-            writer.close()
-            to_store.close()
-
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, reply: bool = False) -> None:
-        try:
-            while data := await reader.read(1 << 16):
-                if not (reply and self.swallow):
-                    writer.write(data)
-        except ConnectionError:
-            pass
-        writer.close()
-
-
 class World:
     """One store, and replicas of the engine on it."""
 
-    def __init__(self, url: str, model: Model, stack: AsyncExitStack) -> None:
-        self.url, self.model, self._stack = url, model, stack
+    def __init__(self, url: str, model: Model, stack: AsyncExitStack, states: str) -> None:
+        self.url, self.model, self._stack, self.states = url, model, stack, states
 
     async def replica(
         self,
@@ -323,8 +283,9 @@ class World:
         queue: int = 8192,
         max_batch: int = 0,
         checkpoint_seconds: float = 60.0,
+        states: str = "",
     ) -> Replica:
-        """One more replica; on a wire of the test's own where a `url` is given."""
+        """One more replica; on a wire of the test's own where a `url` is given. `states`: on the host or the device."""
         model = model or self.model
         if max_batch:
             model = replace(model, max_batch=max_batch)
@@ -332,19 +293,18 @@ class World:
         self._stack.push_async_callback(store.close)
         device = Device()
         self._stack.callback(device.close)
-        runner = SlabRunner(
-            model.signature, model.program, device, slots=slots + 1, ragged=model.ragged, start=model.start
-        )
+        runner = make_runner(model, device, slots + 1, states or self.states)
         limits = Limits(queue=queue, slots=slots, checkpoint_seconds=checkpoint_seconds)
         made = Replica(model, store, runner, limits=limits)
         self._stack.push_async_callback(made.stop)
         return made
 
-    async def wired(self, folder: Any) -> tuple[Replica, Wire]:
+    async def wired(self, folder: Any) -> tuple[Replica, Proxy]:
         """A replica whose wire to the store is the test's."""
-        socket = f"{folder}/wire.sock"
-        wire = await self._stack.enter_async_context(Wire().laid(self.url.removeprefix("unix://"), socket))
-        return await self.replica(url=f"unix://{socket}"), wire
+        wire = await self._stack.enter_async_context(
+            Proxy(self.url.removeprefix("unix://")).laid(f"{folder}/wire.sock")
+        )
+        return await self.replica(url=f"unix://{wire.address}"), wire
 
     async def forget(self) -> None:
         """The store loses everything."""
@@ -352,10 +312,17 @@ class World:
             await client.flushall()
 
 
+def make_runner(model: Model, device: Device, slots: int, states: str) -> Runner:
+    """With its states on the "host" or on the "device"."""
+    if states == "device":
+        return PoolRunner(model, device, slots=slots)
+    return SlabRunner(model.signature, model.program, device, slots=slots, ragged=model.ragged, start=model.start)
+
+
 @asynccontextmanager
-async def world(url: str, model: Model) -> AsyncIterator[World]:
+async def world(url: str, model: Model, states: str = "host") -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
-        made = World(url, model, stack)
+        made = World(url, model, stack, states)
         await made.forget()
         yield made
 

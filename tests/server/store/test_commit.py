@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recurra.server.store import commit as commit_commands
 from recurra.server.store import record
 from recurra.server.store.commit import APPLIED, DUPLICATE, MISSING, SCRIPT, SHA, commands, reads
 from recurra.server.store.record import HEADER
+from recurra.server.store.sessions import RedisStore
 from recurra.wire.errors import DataLoss, StoreFull
+from tests.proxy import Proxy
 
 NOTHING = np.zeros(3, HEADER)
 
@@ -195,3 +198,19 @@ async def test_states_of_any_size_are_committed(sessions, rows, commit, size):
     records = batch.next()
     assert await sessions.commit(batch.keys, batch.before, records, batch.ttl_ms) == [APPLIED] * 2
     assert await sessions.read(batch.keys) == [records[row].tobytes() for row in range(2)]
+
+
+async def test_a_stage_that_is_gone_when_it_is_wanted_is_sent_again(valkey, rows, monkeypatch, tmp_path):
+    """It lives a millisecond, and what moves it comes later than that over a slow wire."""
+    monkeypatch.setattr(commit_commands, "STAGED_BYTES", 0)
+    monkeypatch.setattr(commit_commands, "_STAGE_MS", b"1")
+    async with Proxy(valkey.url.removeprefix("unix://")).laid(f"{tmp_path}/slow.sock") as wire:
+        store = RedisStore(f"unix://{wire.address}", timeout_seconds=20, observe=lambda *_: None)
+        await store.ping()
+        wire.bytes_per_second = 4000
+        batch = rows(1)
+        for _ in range(2):
+            records = batch.next()
+            assert await store.commit(batch.keys, batch.before, records, batch.ttl_ms) == [APPLIED]
+            assert await store.read(batch.keys) == [records[0].tobytes()]
+        await store.close()

@@ -8,6 +8,7 @@ import pytest
 from recurra.server.store.address import primary
 from recurra.server.store.pipe import Pipe
 from recurra.wire.errors import StoreUnavailable
+from tests.proxy import Proxy
 
 LONG, SHORT = 20, 0.3
 
@@ -169,38 +170,15 @@ async def test_a_slow_store_that_still_answers_keeps_its_connection(pipes, valke
     assert await pipe.command("CLIENT", "ID") == before
 
 
-async def test_a_connection_that_swallows_everything_is_replaced(pipes, valkey, tmp_path):
-    swallowing = asyncio.Event()
-    writers: list[asyncio.StreamWriter] = []
-
-    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, alive: list[bool]) -> None:
-        while data := await reader.read(1 << 16):
-            if alive:
-                writer.write(data)
-        writer.close()
-
-    async def between(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        alive = [True]
-        there, to_there = await asyncio.open_unix_connection(valkey.url.removeprefix("unix://"))
-        writers.extend((writer, to_there))
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(relay(reader, to_there, alive))
-            tasks.create_task(relay(there, writer, alive))
-            await swallowing.wait()
-            alive.clear()
-            swallowing.clear()
-
-    async with await asyncio.start_unix_server(between, tmp_path / "net.sock"):
-        pipe = pipes(f"unix://{tmp_path}/net.sock", timeout_seconds=SHORT)
+async def test_a_connection_that_loses_its_replies_is_replaced(pipes, valkey, tmp_path):
+    async with Proxy(valkey.url.removeprefix("unix://")).laid(f"{tmp_path}/net.sock") as net:
+        pipe = pipes(f"unix://{net.address}", timeout_seconds=SHORT)
         assert await echo(pipe, "a") == [b"a"]
-        swallowing.set()
+        net.lose_replies()
         with pytest.raises(StoreUnavailable, match="did not answer"):
             await echo(pipe, "b")
         async with asyncio.timeout(LONG):
             assert await echo(pipe, "c") == [b"c"]
-        swallowing.set()
-        for writer in writers:
-            writer.close()
 
 
 async def test_a_batch_whose_caller_went_away_keeps_its_place(pipes, valkey):

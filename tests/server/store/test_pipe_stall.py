@@ -8,59 +8,21 @@ import pytest
 from recurra.server.store.address import primary
 from recurra.server.store.pipe import Pipe
 from recurra.wire.errors import StoreUnavailable
+from tests.proxy import Proxy
 
 TIMEOUT, ONE_WAY = 0.3, 0.002  # seconds
 
 
-class SlowWire:
-    """A connection to the store that takes its time, and stands still while `flowing` is not set."""
-
-    def __init__(self, store_socket: str) -> None:
-        self.flowing = asyncio.Event()
-        self.flowing.set()
-        self._to = store_socket
-
-    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, to_there = await asyncio.open_unix_connection(self._to)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._pump(reader, to_there))
-                tasks.create_task(self._pump(there, writer))
-        finally:
-            writer.close()
-            to_there.close()
-
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        arrived: asyncio.Queue[bytes] = asyncio.Queue()  # what has travelled its way
-        loop = asyncio.get_running_loop()
-
-        async def deliver() -> None:
-            while data := await arrived.get():
-                await self.flowing.wait()
-                writer.write(data)
-            writer.close()
-
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(deliver())
-            try:
-                while data := await reader.read(1 << 16):
-                    loop.call_later(ONE_WAY, arrived.put_nowait, data)
-            except ConnectionError:
-                pass
-            loop.call_later(ONE_WAY, arrived.put_nowait, b"")
-
-
 @pytest.fixture
 async def wire(valkey, tmp_path):
-    made = SlowWire(valkey.url.removeprefix("unix://"))
-    async with await asyncio.start_unix_server(made.connected, tmp_path / "slow.sock"):
+    async with Proxy(valkey.url.removeprefix("unix://")).laid(f"{tmp_path}/slow.sock") as made:
+        made.delay_seconds = ONE_WAY
         yield made
-        made.flowing.set()
 
 
 @pytest.fixture
-async def pipe(wire, tmp_path):
-    made = Pipe(primary(f"unix://{tmp_path}/slow.sock", TIMEOUT).pool, timeout_seconds=TIMEOUT)
+async def pipe(wire):
+    made = Pipe(primary(f"unix://{wire.address}", TIMEOUT).pool, timeout_seconds=TIMEOUT)
     yield made
     await made.close()
 
@@ -107,12 +69,12 @@ class Load:
         return told
 
 
-async def stall(wire: SlowWire, seconds: float) -> None:
+async def stall(wire: Proxy, seconds: float) -> None:
     """Stand still for so long, as a store that swaps or writes its file does."""
-    wire.flowing.clear()
-    asyncio.get_running_loop().call_later(seconds, wire.flowing.set)
+    wire.hold()
+    asyncio.get_running_loop().call_later(seconds, wire.flow)
     async with asyncio.timeout(20):
-        await wire.flowing.wait()
+        await wire.flows()
 
 
 async def recovered(load: Load) -> None:

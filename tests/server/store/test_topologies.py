@@ -15,9 +15,10 @@ from recurra.server.store.commit import APPLIED, DUPLICATE
 from recurra.server.store.record import HEADER
 from recurra.server.store.routes import hash_slots
 from recurra.server.store.sessions import RedisStore
+from recurra.wire.errors import StoreUnavailable
 from tests.server.store.conftest import PREFIX, Rows, commit
 from tests.service.processes import eventually
-from tests.service.topologies import ClusterProcesses, SentinelProcesses
+from tests.service.topologies import ClusterProcesses, Node, SentinelProcesses, free_ports
 
 LARGE = 100_000  # bytes of state: its record is staged
 
@@ -193,6 +194,28 @@ async def test_a_failover_of_sentinels_is_not_seen(sentinels, connect, replicate
     await asyncio.to_thread(sentinels.fail_over, "COORDINATED")
     await load.more(5)
     await load.stop()
+
+
+@pytest.mark.parametrize("how", ["read", "commit", "replicated"])
+async def test_a_primary_that_was_emptied_into_a_replica_does_not_say_that_sessions_are_gone(connect, tmp_path, how):
+    primary, other = (Node(tmp_path / name, port) for name, port in zip("ab", free_ports(2), strict=True))
+    try:
+        store, rows = connect(f"redis://127.0.0.1:{primary.port}", timeout_seconds=1, replicas=0), some(3)
+
+        async def ask() -> list:
+            if how == "read":
+                return await store.read(rows.keys)
+            return await store.commit(rows.keys, rows.expected, rows.next(), rows.ttl_ms, replicated=how != "commit")
+
+        await commit(store, rows)
+        await ask()
+        primary.ask("REPLICAOF", "127.0.0.1", other.port)  # which leaves its clients connected
+        eventually(lambda: primary.role[0] == "slave" and primary.ask("DBSIZE") == 0)
+        with pytest.raises(StoreUnavailable):
+            await ask()
+    finally:
+        primary.close()
+        other.close()
 
 
 async def test_a_primary_that_is_killed_is_followed_by_the_one_that_the_sentinels_name(connect, tmp_path):

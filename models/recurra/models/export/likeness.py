@@ -9,9 +9,10 @@ import numpy as np
 from onnx import ModelProto
 
 from recurra.models.graph import dtype_of
+from recurra.models.provider import ERRORS
 from recurra.models.refusal import ModelRefused
 from recurra.models.selftest import compare
-from recurra.models.session import ERRORS, Session
+from recurra.models.session import Session
 from recurra.models.signature import Array
 
 

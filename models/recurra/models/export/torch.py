@@ -30,10 +30,11 @@ from recurra.models.export.cells import cells_known
 from recurra.models.export.forward import NEXT, Forward, flat
 from recurra.models.export.projection import unproject
 from recurra.models.graph import is_recurrent, walk
+from recurra.models.provider import ERRORS
 from recurra.models.refusal import ModelRefused
 from recurra.models.repository import Model
 from recurra.models.selftest import compare
-from recurra.models.session import ERRORS, Session
+from recurra.models.session import Session
 from recurra.models.signature import Array
 from recurra.models.unrolled import unrolled
 

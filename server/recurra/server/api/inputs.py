@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,16 @@ def chunk(signature: Signature, tensors: Sequence[tensor_pb2.Tensor], rows: int 
         InvalidArgument: a wrong name, dtype, shape or size of chunk; a value that is not finite or no valid index.
     """
     arrays = _by_name(signature.inputs, tensors)
+    if rows is None:
+        arrays = {name: array[None] for name, array in arrays.items()}
+    return fit(signature, arrays, rows)
+
+
+def fit(signature: Signature, arrays: Mapping[str, Array], rows: int | None) -> tuple[list[Array], int]:
+    """As chunk, of arrays (N, T, ...) by name; their names are checked already."""
     timesteps: int | None = None
     for spec in signature.inputs:
-        array = arrays[spec.name] = arrays[spec.name] if rows is not None else arrays[spec.name][None]
+        array = arrays[spec.name]
         _check(spec, array, rows)
         if spec.has_time_axis:
             if timesteps not in (None, array.shape[1]):

@@ -72,6 +72,10 @@ def _describe(model: Model) -> model_pb2.Model:
         ),
         providers=model.providers,
         nodes=model.nodes,
+        strays=[
+            model_pb2.StrayNode(op=stray.op, name=stray.name, reason=stray.reason, sizes=stray.sizes)
+            for stray in model.strays
+        ],
         start_inputs=[_spec(spec) for spec in model.start.inputs] if model.start else [],
     )
 

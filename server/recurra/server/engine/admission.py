@@ -22,7 +22,7 @@ from recurra.server.engine.scheduler import Part
 from recurra.server.engine.seams import Clock
 from recurra.server.engine.slots import Slots
 from recurra.server.store import record
-from recurra.wire.errors import AlreadyApplied, NotReplicated, RecurraError
+from recurra.wire.errors import AlreadyApplied, NotReplicated, RecurraError, StoreUnavailable
 
 Array = NDArray[Any]
 
@@ -87,24 +87,29 @@ class Admission:
                 position=str(head["position"]),
             )
         applied = error is None or isinstance(error, AlreadyApplied)
-        if applied and block.replicated:
+        if applied and (block.replicated or (owned and not block.checkpointed)):
             self._confirm(block, rows, kept, error, owned=owned)
         elif error is not None:
             self._pending.refuse(Part(block, rows), error)
         else:
             block.duplicates.add(row)
-            self._pending.answer_rows(block, rows, *self._kept(block, kept), head[None])
+            slots = block.slots[rows]
+            durable = self._slots.durable[slots] if owned else None
+            told = *self._kept(block, kept), self._slots.heads(slots)
+            self._pending.answer_rows(block, rows, *told, durable=durable)
 
     def _confirm(self, block: Block, rows: Rows, kept: bytes, error: RecurraError | None, *, owned: bool) -> None:
-        """Answer a duplicate once the store's replicas have it."""
-        if owned:
+        """Answer a duplicate once the store has it, or the store's replicas."""
+        if owned and (block.replicated or self._slots.dirty_at[block.slots[rows]] < np.inf):
             self._checkpoints.leave(block.slots[rows])
-            later = NotReplicated("the operation is not in the store yet: it is being written", retry_after=0.05)
-            self._pending.refuse(Part(block, rows), later)
+            later = NotReplicated if block.replicated else StoreUnavailable
+            text = "the operation is not in the store yet: it is being written; safe to retry"
+            self._pending.refuse(Part(block, rows), later(text, retry_after=0.05))
             return
         block.duplicates.update(rows.tolist())
         outputs, states = self._kept(block, kept) if error is None else ([], [])
-        self._commits.confirm(Batch([Part(block, rows)]), outputs, states, error)
+        confirm = self._commits.confirm if block.replicated else self._commits.wait
+        confirm(Batch([Part(block, rows)]), outputs, states, error)
 
     def _ask(self, block: Block, row: int) -> None:
         """Have the session read again, and this operation decided anew."""

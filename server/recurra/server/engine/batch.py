@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recurra.server.engine.digest import digests
-from recurra.server.engine.operation import Block
+from recurra.server.engine.operation import Block, Create
 from recurra.server.engine.scheduler import Part
+from recurra.server.engine.seams import Given
 
 Array = NDArray[Any]
 
@@ -21,6 +22,7 @@ class Batch:
     Attributes:
         head: a block that stands for all of them in what the key covers.
         sequences, creates, told_expire_ms, ttl_ms: (N,) the blocks' own, or (1,) where there is one block.
+        anew: who begins the session anew, likewise.
         lengths: (N,) timesteps of each row, where they differ and the inputs are padded; None where all have head's.
         epochs: (N,) the slots' when the rows were admitted: a slot that was given up since has another.
     """
@@ -41,6 +43,7 @@ class Batch:
         if len(parts) > 1:
             scalars, self._salts = scalars.repeat(counts, 1), self._salts.repeat(counts)
         self.sequences, self.creates, self.told_expire_ms, self.ttl_ms = scalars
+        self.anew: NDArray[np.bool_] = self.creates == Create.ANEW
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -50,22 +53,16 @@ class Batch:
         assert self.lengths is None
         return digests(self.inputs, self._salts)
 
-    def give(self, states: list[Array], batch_axes: list[int]) -> NDArray[np.bool_]:
-        """Put the states that operations bring into the list `states`, in the graph's layout.
-
-        Answers (N,) bool: who did.
-        """
-        rebased = np.zeros(len(self), bool)
-        at = 0
+    def given(self) -> tuple[list[Given], NDArray[np.bool_]]:
+        """The states that operations bring, and (N,) bool, who does."""
+        found, rebased, at = [], np.zeros(len(self), bool), 0
         for block, rows in self.parts:
-            for index, values in block.given.items():
-                chosen = values if len(values) == 1 else values[rows]
-                if not states[index].flags.writeable:
-                    states[index] = states[index].copy()
-                np.moveaxis(states[index], batch_axes[index], 0)[at : at + len(rows)] = chosen
-                rebased[at : at + len(rows)] = True
+            here = slice(at, at + len(rows))
             at += len(rows)
-        return rebased
+            if block.given:
+                rebased[here] = True
+                found += [Given(i, here, v if len(v) == 1 else v[rows]) for i, v in block.given.items()]
+        return found, rebased
 
     def only(self, keep: NDArray[np.bool_]) -> Batch:
         """The batch of the rows that `keep`, (N,) bool."""

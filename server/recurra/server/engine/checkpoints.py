@@ -128,7 +128,7 @@ class Checkpoints:
             for slots, kept in self._packed(some[self._slots.owned[some]]):  # some were written, or lost, meanwhile
                 mine = ~(self._idle(slots) | release)
                 try:
-                    state = self._runner.to_bytes(self._runner.gather(slots))
+                    state = self._runner.gather(slots).to_bytes()
                     self._flying.append(self._commits.checkpoint(slots, state, kept, mine=mine))
                 except Exception as error:  # noqa: BLE001 # such as MemoryError: clients are told BEHIND, and replay
                     _log.exception("checkpoint.failed", sessions=len(slots), error=error)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from recurra.models import Model, Signature
 from recurra.server.engine.batch import Batch
-from recurra.server.engine.seams import Runner, Step
+from recurra.server.engine.seams import Runner, States, Step
 from recurra.wire.errors import DeadlineExceeded
 
 Array = NDArray[Any]
@@ -24,8 +24,8 @@ def cuttable(model: Model) -> bool:
     return model.self_test.chunked and not signature.chunk_sizes and timed
 
 
-async def run_long(runner: Runner, signature: Signature, batch: Batch, states: list[Array]) -> Step:
-    """Run a batch from `states`, in the graph's layout, piece by piece.
+async def run_long(runner: Runner, signature: Signature, batch: Batch, states: States, *, fetch: bool) -> Step:
+    """Run a batch from `states` piece by piece; see Runner.run.
 
     Raises DeadlineExceeded if meanwhile nobody waits for it any more, and whatever the model raises.
     """
@@ -33,7 +33,9 @@ async def run_long(runner: Runner, signature: Signature, batch: Batch, states: l
     for start in range(0, batch.head.timesteps, PIECE):
         if all(block.abandoned for block, _ in batch.parts):
             raise DeadlineExceeded("cancelled while it was run; no timestep was consumed")
-        step = await runner.run([array[:, start : start + PIECE] for array in batch.inputs], states)
+        last = start + PIECE >= batch.head.timesteps
+        piece = [array[:, start : start + PIECE] for array in batch.inputs]
+        step = await runner.run(piece, states, fetch=fetch and last)
         pieces.append(step.outputs)
         states = step.states
     outputs = [

@@ -17,7 +17,7 @@ from recurra.server.engine import reply
 from recurra.server.engine.batch import Batch
 from recurra.server.engine.heads import advanced
 from recurra.server.engine.judge import gone
-from recurra.server.engine.operation import Block, Create, Kind
+from recurra.server.engine.operation import Block, Create
 from recurra.server.engine.ownership import Ownership
 from recurra.server.engine.pending import Pending
 from recurra.server.engine.scheduler import Part
@@ -37,6 +37,7 @@ class Flight:
 
     Attributes:
         slots, epochs: (N,), whose.
+        bases: (N,), the slots' when this was sent.
         expected, headers: (N,) HEADER, where the sessions stood before and stand after.
         mine: (N,) bool, which of them this replica owns once this is applied.
         answer: the store's; None for what only waits behind others.
@@ -47,6 +48,7 @@ class Flight:
 
     slots: Array
     epochs: Array
+    bases: Array
     expected: Array
     headers: Array
     answer: Awaitable[list[Any]] | None
@@ -61,7 +63,7 @@ class Flight:
     @property
     def commits(self) -> bool:
         """Whether it changes records, or only waits behind others that do."""
-        return self.batch is None or self.batch.head.commit
+        return self.answer is not None
 
 
 class Draft(NamedTuple):
@@ -106,13 +108,14 @@ class Commits:
 
         `rebased`: (N,) bool, whose position starts from 0.
         """
-        slots, kind, now_ms = batch.slots, batch.head.kind, int(self._clock.time() * 1000)
+        slots, closes, now_ms = batch.slots, batch.head.closes, int(self._clock.time() * 1000)
         before = self._slots.heads(slots)
         new = advanced(before, batch, rebased, now_ms=now_ms)
-        self._slots.ttl_ms[slots] = TOMBSTONE_MS if kind is Kind.END else batch.ttl_ms
+        self._slots.ttl_ms[slots] = TOMBSTONE_MS if closes else batch.ttl_ms
         new["identity"], new["name_bytes"] = self._slots.identities[slots], self._slots.name_bytes[slots]
         new["layout"], new["reply_tag"] = self._layout, self._reply_tag
-        mine = (self._slots.owned[slots] | self._ownership.claims(batch, before, now_ms)) & (kind is not Kind.END)
+        self._slots.rebase(slots[rebased | batch.anew | (before["kind"] != record.LIVE)])
+        mine = (self._slots.owned[slots] | self._ownership.claims(batch, before, now_ms)) & (not closes)
         self._slots.stands(slots, new, sent=False)
         return Draft(batch, new, mine, now_ms)
 
@@ -127,7 +130,7 @@ class Commits:
         kept = reply.pack(outputs + states, rows=len(batch))
         if not kept.shape[1] and outputs:
             new["flags"] |= record.REPLY_DROPPED
-        if batch.head.kind is Kind.END:
+        if batch.head.closes:
             state = state[:, :0]
         told = {"batch": batch, "epochs": batch.epochs, "outputs": outputs, "states": states}
         self._send(batch.slots, new, state, kept, draft.mine, now_ms=draft.now_ms, **told)
@@ -177,6 +180,12 @@ class Commits:
         told = {"batch": batch, "outputs": outputs, "states": states, "refusal": refusal}
         self._fly(slots=slots, epochs=self._slots.epoch[slots], expected=there, headers=there, answer=answer, **told)
 
+    def wait(self, batch: Batch, outputs: list[Array], states: list[Array], refusal: RecurraError | None) -> None:
+        """Answer a duplicate behind the commits that are in flight: what it repeats may be among them."""
+        slots, there = batch.slots, self._slots.heads(batch.slots)
+        told = {"batch": batch, "outputs": outputs, "states": states, "refusal": refusal}
+        self._fly(slots=slots, epochs=self._slots.epoch[slots], expected=there, headers=there, answer=None, **told)
+
     async def landed(self, flight: Flight | None = None) -> None:
         """Wait until `flight` has landed; None: all that is in flight now."""
         if flight is None and self._flights:
@@ -207,7 +216,7 @@ class Commits:
             replies = [error] * len(flight.slots)
         self._flights.popleft()
         current = self._slots.epoch[flight.slots] == flight.epochs
-        if replies.count(commit.APPLIED) == len(replies) and current.all():
+        if replies.count(commit.APPLIED) == len(replies) and current.all() and flight.refusal is None:
             self._store_has(flight, slice(None))
             if flight.batch:
                 self._pending.answer(flight.batch, flight.outputs, flight.states, flight.headers)
@@ -218,7 +227,8 @@ class Commits:
         self._gone.set()
 
     def _fly(self, **columns: Any) -> Flight:
-        flight = Flight(started=self._clock.monotonic(), **columns)
+        bases = self._slots.bases[columns["slots"]]
+        flight = Flight(started=self._clock.monotonic(), bases=bases, **columns)
         self._flights.append(flight)
         self._came.set()
         return flight
@@ -227,7 +237,8 @@ class Commits:
         """Note what these sessions' slots may rely on now."""
         if flight.mine is not None:
             slots = flight.slots[places]
-            self._slots.durable[slots] = flight.headers["position"][places]
+            same = self._slots.bases[slots] == flight.bases[places]  # positions of another base tell nothing
+            self._slots.durable[slots[same]] = flight.headers["position"][places][same]
             if flight.mine.any():  # but not those that were released since: that is on its way
                 ours = self._ownership.ours(self._slots.expected(slots))
                 self._slots.owned[slots] |= flight.mine[places] & ours
@@ -261,6 +272,8 @@ class Commits:
 
     def _missing(self, block: Block, row: int, expire_ms: int) -> RecurraError | None:
         """The session was there when the operation was run. None: it expired, and the operation may begin it anew."""
+        if block.create is Create.ANEW:
+            return None
         now_ms = int(self._clock.time() * 1000)
         anew = now_ms >= expire_ms and block.create is not Create.NEVER and not block.afters[row].any()
         return None if anew else gone(expire_ms, now_ms)

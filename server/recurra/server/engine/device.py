@@ -22,6 +22,7 @@ class Device:
     def __init__(self, name: str = "device") -> None:
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._busy = 0
+        self._turn = threading.Lock()
         self._took: dict[Hashable, float] = {}  # seconds, by what was run
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
@@ -56,6 +57,11 @@ class Device:
         self._work.put(work)
         return answer
 
+    def now(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        """The function's result, here, between two things that are run; what is run before is done by then."""
+        with self._turn:
+            return function(*arguments)
+
     def close(self) -> None:
         """End the thread, once what it runs is done."""
         self._work.put(None)
@@ -71,8 +77,9 @@ class Device:
             answer.set_exception(error)
 
     def _timed(self, what: Hashable, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        began = time.perf_counter()
-        result = function(*arguments)
+        with self._turn:
+            began = time.perf_counter()
+            result = function(*arguments)
         if len(self._took) >= _MOST_KNOWN:  # callers choose shapes
             self._took.clear()
         self._took[what] = time.perf_counter() - began
@@ -81,3 +88,4 @@ class Device:
     def _serve(self) -> None:
         while (work := self._work.get()) is not None:
             work()
+            del work  # and with it the batch

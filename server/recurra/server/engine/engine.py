@@ -62,14 +62,15 @@ class Engine:
         self, model: Model, runner: Runner, store: Store, clock: Clock, metrics: ModelMetrics, *, limits: Limits
     ) -> None:
         self.model, self._clock, self._metrics, self._limits = model, clock, metrics, limits
+        self.statistics = metrics.statistics
         self.reader = Reader(store, model.name)
         self.slots = slots = Slots(limits.slots, record.key_prefix("default", model.name))
         self._scheduler = Scheduler(max_batch=model.max_batch, slots=limits.slots + 1)
-        self._pending = pending = Pending(slots, self._scheduler, metrics)
+        self._pending = pending = Pending(slots, self._scheduler, clock, metrics)
         ownership = Ownership(limits.checkpoint_seconds)
         self._commits = Commits(model, slots, store, clock, ownership=ownership, pending=pending, landed=self._landed)
         self._checkpoints = checkpoints = Checkpoints(slots, runner, self._commits, clock, ownership)
-        self._loader = Loader(slots, runner, store)
+        self._loader = Loader(slots, runner, store, model.signature.state_bytes)
         self._admission = Admission(
             model,
             slots,

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recurra.server.engine.batch import Batch
-from recurra.server.engine.operation import Kind
 from recurra.server.store import record
 
 Array = NDArray[Any]
@@ -25,13 +24,13 @@ def advanced(before: Array, batch: Batch, rebased: NDArray[np.bool_], *, now_ms:
     new["recent"][:, 1:], new["recent"][:, 0] = before["recent"][:, :-1], before["id"]
     new["id"], new["digest"] = batch.ids, batch.digests()
     new["operation"], new["update_ms"] = kind, now_ms
-    created = before["kind"] != record.LIVE
+    created = (before["kind"] != record.LIVE) | batch.anew
     if created.any():
         new["format"], new["kind"] = record.FORMAT, record.LIVE
         new["incarnation"][created] = batch.ids[created]
     new["flags"] = created * record.CREATED
     new["position"][created | rebased] = 0
     new["position"] += np.uint64(batch.head.timesteps)
-    if kind is Kind.END:
+    if batch.head.closes:
         new["kind"] = record.CLOSED
     return new

@@ -42,13 +42,13 @@ def continues(batch: Batch, heads: Array, layout: Array, ownership: Ownership, *
     anywhere = ~batch.afters.any(1)
     live, closed = heads["kind"] == record.LIVE, heads["kind"] == record.CLOSED
     missing = (heads["format"] == 0) & (batch.told_expire_ms <= now_ms)  # or it is lost
-    begins = (missing & anywhere) | (closed & follows)
+    begins = (missing & anywhere) | (closed & (follows | batch.anew))
     goes_on = live & (follows | (anywhere & (batch.creates != Create.NEW)))
     known = (heads["id"] == batch.ids).all(1) | (heads["incarnation"] == batch.ids).all(1)
     known |= (heads["recent"] == batch.ids[:, None]).all(2).any(1)
     fits: NDArray[np.bool_] = ((begins & (batch.creates != Create.NEVER)) | goes_on) & ~known
     if not _needs_no_state(batch.head):
-        fits &= (heads["layout"] == layout).all(1) | ~live
+        fits &= (heads["layout"] == layout).all(1) | ~live | batch.anew
     if not batch.head.checkpointed:  # a stream takes over
         fits &= ~ownership.others(heads, now_ms)
     return fits
@@ -84,7 +84,7 @@ def judge(
     if head["incarnation"].tobytes() == identity or identity in [known.tobytes() for known in head["recent"]]:
         return _at(head, AlreadyApplied, "this operation was applied, others followed, and its reply is not kept")
     if head["kind"] == record.CLOSED:
-        begins = after == last and block.create is not Create.NEVER
+        begins = block.create is Create.ANEW or (after == last and block.create is not Create.NEVER)
         return (
             None if begins else _at(head, SessionClosed, "the session was ended; an operation after that begins anew")
         )
@@ -99,7 +99,7 @@ def judge(
         if head["operation"] in (Kind.RESET, Kind.SET):
             return _at(head, StateReset, "somebody else reset the session or set its state meanwhile")
         return _at(head, Behind, "the session's last operation is not the one that this one continues")
-    if (head["layout"] != layout).any() and not _needs_no_state(block):
+    if (head["layout"] != layout).any() and not (_needs_no_state(block) or block.create is Create.ANEW):
         return _at(head, ModelChanged, "the session's state is of a model with other states: reset the session")
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import compress
 from typing import Any, Final
 
 import numpy as np
@@ -26,8 +27,9 @@ class Loader:
         replies: the kept replies, by slot, of the records read last.
     """
 
-    def __init__(self, slots: Slots, runner: Runner, store: Store) -> None:
-        self._slots, self._runner, self._store = slots, runner, store
+    def __init__(self, slots: Slots, runner: Runner, store: Store, state_bytes: int) -> None:
+        """`state_bytes`: of one session of this model."""
+        self._slots, self._runner, self._store, self._state_bytes = slots, runner, store, state_bytes
         self.replies: OrderedDict[int, bytes] = OrderedDict()
 
     async def load(self, slots: Rows, asked: int) -> list[tuple[Rows, RecurraError]]:
@@ -45,29 +47,39 @@ class Loader:
         except RecurraError as error:
             found = [error] * len(slots)
         heads = np.zeros(len(slots), record.HEADER)
-        states = self._runner.to_bytes(self._runner.gather(np.zeros(len(slots), np.intp)))
+        states: dict[int, bytes] = {}  # by place
         good = self._slots.epoch[slots] == epochs  # others were given up meanwhile, and are loaded again
         for place in np.flatnonzero(good).tolist():
             try:
-                self._take(int(slots[place]), found[place], heads[place : place + 1], states[place])
+                states[place] = self._take(int(slots[place]), found[place], heads[place : place + 1])
             except RecurraError as error:
                 good[place] = False
                 self._slots.give_up(slots[place : place + 1])
                 failed.append((slots[place : place + 1], error))
         if good.any():
-            self._runner.scatter(slots[good], self._runner.from_bytes(states[good]))
+            self._fill(slots[good], [states[place] for place in np.flatnonzero(good).tolist()])
             self._slots.install(slots[good], heads[good], asked)
         return failed
 
-    def _take(self, slot: int, answer: bytes | RecurraError | None, head: Array, state: Array) -> None:
+    def _fill(self, slots: Rows, states: list[bytes]) -> None:
+        """Put the sessions' states into their slots: the fresh one where a record has none that fits the model."""
+        fits = np.array([len(state) == self._state_bytes for state in states])
+        fresh = slots[~fits]
+        if len(fresh):
+            self._runner.scatter(fresh, self._runner.gather(np.zeros(len(fresh), np.intp)))
+        if fits.any():
+            rows = np.frombuffer(b"".join(compress(states, fits)), np.uint8).reshape(-1, self._state_bytes)
+            self._runner.load(slots[fits], rows)
+
+    def _take(self, slot: int, answer: bytes | RecurraError | None, head: Array) -> bytes:
+        """Note what the store answered in `head`, (1,) HEADER, and among the replies; the session's state."""
         if isinstance(answer, RecurraError):
             raise answer
         read = None if answer is None else record.unpack(answer, self._slots.identity(slot))
         if read is not None:
             head[:] = read.header
-            if len(read.state) == len(state):  # of another layout, or ended: the judge has the word
-                state[:] = np.frombuffer(read.state, np.uint8)
         self.replies[slot] = read.reply if read else b""
         self.replies.move_to_end(slot)
         if len(self.replies) > _MOST_REPLIES:
             self.replies.popitem(last=False)
+        return read.state if read else b""

@@ -32,6 +32,7 @@ class Create(IntEnum):
     IF_MISSING = 1
     NEVER = 2
     NEW = 3
+    ANEW = 4  # begin it, whatever is there: what was is forgotten
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -48,6 +49,7 @@ class Block:
         start: what the model's start graph makes more such states of, each (1, ...); of a block of one operation.
         salt: digest of all that is not in `inputs`.
         commit: whether the session changes.
+        closes: whether the session ends with it.
         checkpointed: whether it may be answered before the store has it.
         replicated: whether it is answered only once the store's replicas have it.
         told_expire_ms: the expiry that the client was last told, 0 for none.
@@ -71,6 +73,7 @@ class Block:
     whole: bool = False
     salt: int = 0
     commit: bool = True
+    closes: bool = False
     checkpointed: bool = False
     replicated: bool = False
     return_states: bool = False
@@ -98,6 +101,7 @@ class Block:
 
     def __post_init__(self) -> None:
         count = len(self.slots)
+        self.closes |= self.kind is Kind.END
         self.key = self.key_for(self.timesteps, [array.shape[1:] for array in self.inputs])
         self.waiting, self.pending = np.arange(count), count
         self.tries = np.zeros(count, np.uint8)
@@ -111,7 +115,7 @@ class Block:
     def key_for(self, timesteps: int, shapes: Iterable[tuple[int, ...]]) -> Hashable:
         """The key, were its chunk of so many timesteps, and its inputs of these shapes."""
         durability = self.commit, self.checkpointed, self.replicated
-        flags = self.stateless, self.whole, self.return_sequences, self.return_states
+        flags = self.stateless, self.whole, self.closes, self.return_sequences, self.return_states
         return self.kind, durability, flags, timesteps, tuple(shapes)
 
     def answer(

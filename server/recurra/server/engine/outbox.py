@@ -7,13 +7,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from recurra.server.engine.batch import Batch
 from recurra.server.engine.checkpoints import Checkpoints
 from recurra.server.engine.commits import Commits, Draft
 from recurra.server.engine.heads import advanced
 from recurra.server.engine.operation import Kind
 from recurra.server.engine.outcome import Outcome
 from recurra.server.engine.pending import Pending
-from recurra.server.engine.seams import Clock, Runner
+from recurra.server.engine.seams import Clock, Runner, States
 from recurra.server.engine.slots import Slots
 from recurra.server.telemetry import Kind as MetricKind
 from recurra.server.telemetry import Log, ModelMetrics
@@ -46,11 +47,18 @@ class Outbox:
     ) -> None:
         self._slots, self._pending, self._clock = slots, pending, clock
         self._runner, self._commits, self._checkpoints, self._metrics = runner, commits, checkpoints, metrics
-        self._unsent: list[tuple[Draft, list[Array], list[Array], list[Array]]] = []
+        self._unsent: list[tuple[Draft, list[Array], list[Array], States]] = []
+
+    def reads(self, batch: Batch) -> bool:
+        """Whether a batch's new states will be read: by clients, or for the store."""
+        head = batch.head
+        if head.return_states or head.stateless or not head.commit:
+            return head.return_states
+        return not (head.checkpointed and self._slots.owned[batch.slots].all())
 
     def keep(self, outcome: Outcome) -> None:
         """Keep what is finite and still rests on what was; the rest is refused, or decided anew."""
-        began, finite = self._clock.monotonic(), outcome.finite()
+        began, finite = self._clock.monotonic(), outcome.step.states.finite()
         good = self._pending.current(outcome.batch)
         for part in outcome.batch.only(good & ~finite).parts if (good & ~finite).any() else ():
             text = "the model's new state is not finite on this input; no timestep was consumed"
@@ -65,14 +73,17 @@ class Outbox:
         else:
             self._keep(outcome.only(owned), at_once=True)
             self._keep(outcome.only(~owned), at_once=False)
-        self._metrics.observe_stage("pack", self._clock.monotonic() - began)
+        packing = self._clock.monotonic() - began
+        self._metrics.observe_stage("pack", packing)
+        if outcome.batch.head.kind is Kind.PREDICT:
+            self._metrics.statistics.packed(len(outcome.batch), packing)
 
     def send(self) -> None:
         """Send what was prepared: once the next batch is being run, or at once where there is none."""
         unsent, self._unsent = self._unsent, []
         for draft, outputs, states, state in unsent:
             try:
-                self._commits.send(draft, outputs, states, self._runner.to_bytes(state))
+                self._commits.send(draft, outputs, states, state.to_bytes())
             except Exception as error:  # noqa: BLE001 # such as MemoryError: the slots are ahead of the store
                 _log.exception("commit.failed", error=error)
                 self._slots.give_up(draft.batch.slots)
@@ -102,5 +113,5 @@ class Outbox:
         else:
             self._unsent.append((self._commits.prepare(batch, outcome.rebased), outputs, told, states))
             self._runner.scatter(batch.slots, states)
-            if batch.head.kind is Kind.END:  # what comes next under this name starts fresh
+            if batch.head.closes:  # what comes next under this name starts fresh
                 self._runner.scatter(batch.slots, self._runner.gather(np.zeros(len(batch), np.intp)))

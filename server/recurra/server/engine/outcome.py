@@ -37,8 +37,8 @@ class Outcome:
         if self.batch.lengths is not None:
             timed, count = [spec.has_time_axis for spec in self.signature.outputs], batch.head.timesteps
             outputs = [o[:, :count] if has_time else o for o, has_time in zip(outputs, timed, strict=True)]
-        states = [state.compress(rows, axis) for state, axis in self._states()]
-        return replace(self, batch=batch, step=Step(outputs, states), rebased=self.rebased[rows])
+        step = Step(outputs, self.step.states.only(rows))
+        return replace(self, batch=batch, step=step, rebased=self.rebased[rows])
 
     def by_length(self) -> Iterator[tuple[NDArray[np.bool_], Outcome]]:
         """The rows of each length, (N,) bool, and what they got."""
@@ -49,23 +49,10 @@ class Outcome:
         for length in np.unique(lengths):
             yield lengths == length, self.only(lengths == length)
 
-    def finite(self) -> NDArray[np.bool_]:
-        """(N,) bool: whose new state holds neither a NaN nor an infinity, which would stay in it for ever."""
-        finite = np.ones(len(self.batch), bool)
-        for state, axis in self._states():
-            if state.dtype.kind == "f" and not np.isfinite(state).all():
-                finite &= np.isfinite(np.moveaxis(state, axis, 0).reshape(len(finite), -1)).all(1)
-        return finite
-
     def told(self) -> tuple[list[Array], list[Array]]:
         """What clients get: outputs, of all timesteps or the last, and the states if asked for; each (N, ...)."""
         head, outputs = self.batch.head, self.step.outputs
         if not head.return_sequences and outputs:
             timed = [spec.has_time_axis for spec in self.signature.outputs]
             outputs = [o[:, -1] if has_time else o for o, has_time in zip(outputs, timed, strict=True)]
-        states = [np.moveaxis(state, axis, 0) for state, axis in self._states()] if head.return_states else []
-        return outputs, states
-
-    def _states(self) -> Iterator[tuple[Array, int]]:
-        """Each new state with its batch axis."""
-        return zip(self.step.states, (spec.batch_axis for spec in self.signature.states), strict=True)
+        return outputs, self.step.states.tensors() if head.return_states else []

@@ -39,9 +39,16 @@ class Ownership:
         return ours
 
     def others(self, heads: Array, now_ms: int) -> NDArray[np.bool_]:
-        """(N,) bool: which sessions, at `heads` (N,) HEADER, a stream on another replica owns."""
+        """(N,) bool: which sessions, at `heads` (N,) HEADER, a stream on another replica owns.
+
+        A mark whose writer's clock is ahead of this one's by more than the mark lasts is not believed: it would last
+        until this clock is there too, were that in days.
+        """
         owned: NDArray[np.bool_] = heads["owned_until_ms"] > now_ms
-        return owned & ~self.ours(heads) if owned.any() else owned
+        if not owned.any():
+            return owned
+        until, update = heads["owned_until_ms"].astype(np.int64), heads["update_ms"].astype(np.int64)
+        return owned & (update - now_ms <= until - update) & ~self.ours(heads)
 
     def claims(self, batch: Batch, heads: Array, now_ms: int) -> NDArray[np.bool_]:
         """(N,) bool: which sessions, at `heads` before the batch, it makes this replica's.
@@ -54,8 +61,9 @@ class Ownership:
         return lasting & ~self.idle(heads, now_ms)
 
     def idle(self, heads: Array, now_ms: int) -> NDArray[np.bool_]:
-        """(N,) bool: which had no operation for an interval."""
-        quiet: NDArray[np.bool_] = heads["update_ms"].astype(np.int64) < now_ms - self._milliseconds
+        """(N,) bool: which had no operation for an interval, or one at a time that the clock has not reached again."""
+        since: Array = now_ms - heads["update_ms"].astype(np.int64)
+        quiet: NDArray[np.bool_] = np.abs(since) > self._milliseconds
         return quiet
 
     def mark(self, heads: Array, mine: NDArray[np.bool_], now_ms: int) -> None:

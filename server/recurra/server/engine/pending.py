@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recurra.server.engine.batch import Batch
-from recurra.server.engine.operation import Block, Rows
+from recurra.server.engine.operation import Block, Kind, Rows
 from recurra.server.engine.scheduler import Part, Scheduler
+from recurra.server.engine.seams import Clock
 from recurra.server.engine.slots import Slots
+from recurra.server.statistics import Total
 from recurra.server.telemetry import ModelMetrics
 from recurra.wire.errors import Contended, RecurraError
 
@@ -27,9 +29,10 @@ class Pending:
         wake: set when the engine may have something to do.
     """
 
-    def __init__(self, slots: Slots, scheduler: Scheduler, metrics: ModelMetrics) -> None:
+    def __init__(self, slots: Slots, scheduler: Scheduler, clock: Clock, metrics: ModelMetrics) -> None:
         self.wake = asyncio.Event()
-        self._slots, self._scheduler, self._metrics = slots, scheduler, metrics
+        self._slots, self._scheduler, self._clock, self._metrics = slots, scheduler, clock, metrics
+        self._statistics = metrics.statistics
         self._blocks: set[Block] = set()
         self._none = asyncio.Event()
 
@@ -59,18 +62,31 @@ class Pending:
             headers: (N,) HEADER, where the sessions stand.
             durable: (N,) the positions that the store has; None for the headers'.
         """
-        at = 0
+        at, now, waited = 0, self._clock.monotonic(), 0.0
         for block, rows in batch.parts:
+            waited += (now - block.arrival) * len(rows)
             mine = slice(at, at + len(rows))
             stored = None if durable is None else durable[mine]
             block.answer(rows, [o[mine] for o in outputs], [s[mine] for s in states], headers[mine], stored)
             at += len(rows)
             self._ended(block)
+        if batch.head.kind is Kind.PREDICT:
+            self._statistics.success.add(at, waited)
         self._slots.unpin(batch.slots)
 
-    def answer_rows(self, block: Block, rows: Rows, outputs: list[Array], states: list[Array], headers: Array) -> None:
-        """Some rows of one block are done; each array (rows, ...)."""
-        block.answer(rows, outputs, states, headers)
+    def answer_rows(
+        self,
+        block: Block,
+        rows: Rows,
+        outputs: list[Array],
+        states: list[Array],
+        headers: Array,
+        *,
+        durable: Array | None = None,
+    ) -> None:
+        """Some rows of one block are done; each array (rows, ...); see `answer`."""
+        block.answer(rows, outputs, states, headers, durable)
+        self._count(self._statistics.success, block, len(rows))
         self._slots.unpin(block.slots[rows])
         self._ended(block)
 
@@ -79,6 +95,7 @@ class Pending:
         block, rows = part
         for row in rows.tolist():
             block.refuse(row, error)
+        self._count(self._statistics.fail, block, len(rows))
         self._slots.unpin(block.slots[rows])
         self._ended(block)
 
@@ -115,6 +132,10 @@ class Pending:
             for block, rows in batch.only(~current).parts:
                 self.redo(block, rows)
         return current
+
+    def _count(self, total: Total, block: Block, rows: int) -> None:
+        if block.kind is Kind.PREDICT:
+            total.add(rows, (self._clock.monotonic() - block.arrival) * rows)
 
     def _ended(self, block: Block) -> None:
         if not block.pending:

@@ -3,17 +3,52 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recurra.models import Program, Signature, Start
+from recurra.models import Program, Signature, Start, StateSpec
 from recurra.server.engine.device import Device
-from recurra.server.engine.seams import Step
+from recurra.server.engine.rows import joined, tensors
+from recurra.server.engine.seams import Given, States, Step
 
 Array = NDArray[Any]
+Specs = tuple[StateSpec, ...]
+
+
+class HostStates:
+    """States on the host.
+
+    Attributes:
+        arrays: in the signature's order and the graph's layout, batch axis N; read-only where they are current.
+    """
+
+    __slots__ = ("_specs", "arrays")
+
+    def __init__(self, specs: Specs, arrays: Iterable[Array]) -> None:
+        self._specs, self.arrays = specs, tuple(arrays)
+
+    def __len__(self) -> int:
+        return self.arrays[0].shape[self._specs[0].batch_axis] if self.arrays else 0
+
+    def only(self, rows: NDArray[np.bool_]) -> Self:
+        each = zip(self.arrays, self._specs, strict=True)
+        return type(self)(self._specs, [array.compress(rows, spec.batch_axis) for array, spec in each])
+
+    def finite(self) -> NDArray[np.bool_]:
+        finite = np.ones(len(self), bool)
+        for array, spec in zip(self.arrays, self._specs, strict=True):
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                finite &= np.isfinite(array.transpose(spec.rows_first)).reshape(len(finite), -1).all(1)
+        return finite
+
+    def tensors(self) -> list[Array]:
+        return [array.transpose(spec.rows_first) for array, spec in zip(self.arrays, self._specs, strict=True)]
+
+    def to_bytes(self) -> NDArray[np.uint8]:
+        return joined(self._specs, self.tensors())
 
 
 class SlabRunner:
@@ -34,70 +69,73 @@ class SlabRunner:
         start: Start | None = None,
     ) -> None:
         """`ragged`: runs batches with `lengths`."""
-        self._states, self._program, self._ragged, self._start = signature.states, program, ragged, start
+        self._specs, self._program, self._ragged, self._start = signature.states, program, ragged, start
         self._device = device
         self._slabs = [
-            np.zeros((*s.shape[: s.batch_axis], slots, *s.shape[s.batch_axis :]), s.dtype) for s in self._states
+            np.zeros((*s.shape[: s.batch_axis], slots, *s.shape[s.batch_axis :]), s.dtype) for s in self._specs
         ]
-        self._rows_first = [
-            (s.batch_axis, *(at for at in range(len(s.shape) + 1) if at != s.batch_axis)) for s in self._states
-        ]
-        self._last = np.zeros(0, np.intp)
-        self._last_states: list[Array] = []
+        self._last, self._states = np.zeros(0, np.intp), HostStates(self._specs, [])
         self._written = True
-        fresh = [np.expand_dims(state.fresh, state.batch_axis) for state in self._states]
-        self.scatter(np.zeros(1, np.intp), fresh)
+        fresh = [np.expand_dims(spec.fresh, spec.batch_axis) for spec in self._specs]
+        self.scatter(np.zeros(1, np.intp), HostStates(self._specs, fresh))
 
-    def gather(self, slots: Array) -> list[Array]:
-        if np.array_equal(slots, self._last):
-            return [*self._last_states]
-        self._write_last()
-        return [slab.take(slots, s.batch_axis) for slab, s in zip(self._slabs, self._states, strict=True)]
-
-    def scatter(self, slots: Array, states: Sequence[Array]) -> None:
+    def gather(self, slots: Array, given: Sequence[Given] = ()) -> HostStates:
         if not np.array_equal(slots, self._last):
             self._write_last()
-        self._last, self._last_states, self._written = slots, [state.view() for state in states], False
-        for state in self._last_states:
-            state.flags.writeable = False
+            taken = [slab.take(slots, spec.batch_axis) for slab, spec in zip(self._slabs, self._specs, strict=True)]
+        elif given:
+            taken = [array.copy() for array in self._states.arrays]
+        else:
+            return self._states
+        states = HostStates(self._specs, taken)
+        if given:
+            tensors = states.tensors()
+            for index, rows, values in given:
+                tensors[index][rows] = values
+        return states
+
+    def scatter(self, slots: Array, states: States) -> None:
+        assert isinstance(states, HostStates)
+        if not np.array_equal(slots, self._last):
+            self._write_last()
+        self._last, self._written = slots, False
+        self._states = HostStates(self._specs, [array.view() for array in states.arrays])
+        for array in self._states.arrays:
+            array.flags.writeable = False
 
     def _write_last(self) -> None:
         if self._written:
             return
-        for slab, state, spec in zip(self._slabs, self._last_states, self._states, strict=True):
-            slab[(slice(None),) * spec.batch_axis + (self._last,)] = state
+        for slab, array, spec in zip(self._slabs, self._states.arrays, self._specs, strict=True):
+            slab[(slice(None),) * spec.batch_axis + (self._last,)] = array
         self._written = True
 
+    def load(self, slots: Array, rows: NDArray[np.uint8]) -> None:
+        each = zip(tensors(self._specs, rows), self._specs, strict=True)
+        arrays = [np.moveaxis(np.ascontiguousarray(tensor), 0, spec.batch_axis) for tensor, spec in each]
+        self.scatter(slots, HostStates(self._specs, arrays))
+
     def run(
-        self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None, *, alone: bool = False
+        self,
+        inputs: Sequence[Array],
+        states: States,
+        lengths: Array | None = None,
+        *,
+        fetch: bool = True,
+        alone: bool = False,
     ) -> asyncio.Future[Step]:
+        del fetch  # they are there
+        assert isinstance(states, HostStates)
         program = self._program if lengths is None else self._ragged
         assert program is not None
         what = (id(program), len(inputs[0]).bit_length(), *(array.shape[1:] for array in inputs))
-        return self._device.run(what, _step, program, inputs, states, lengths, at_once=alone)
+        return self._device.run(what, self._step, program, inputs, states.arrays, lengths, at_once=alone)
+
+    def _step(self, program: Program, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None) -> Step:
+        outputs, news = program.run(inputs, states, lengths)
+        return Step(outputs, HostStates(self._specs, news))
 
     def start(self, inputs: Sequence[Array]) -> asyncio.Future[dict[int, Array]]:
         assert self._start is not None
         what = (id(self._start), *(array.shape for array in inputs))
         return self._device.run(what, self._start.run, inputs)
-
-    def to_bytes(self, states: Sequence[Array]) -> NDArray[np.uint8]:
-        count = states[0].shape[self._states[0].batch_axis]
-        rows, at = np.empty((count, sum(spec.nbytes for spec in self._states)), np.uint8), 0
-        for state, spec, axes in zip(states, self._states, self._rows_first, strict=True):
-            columns = rows[:, at : at + spec.nbytes].view(spec.dtype)
-            columns.reshape(count, *spec.shape)[...] = state.transpose(axes)
-            at += spec.nbytes
-        return rows
-
-    def from_bytes(self, rows: NDArray[np.uint8]) -> list[Array]:
-        states, at = [], 0
-        for spec in self._states:
-            flat = np.ascontiguousarray(rows[:, at : at + spec.nbytes]).view(spec.dtype)
-            states.append(np.moveaxis(flat.reshape(len(rows), *spec.shape), 0, spec.batch_axis))
-            at += spec.nbytes
-        return states
-
-
-def _step(program: Program, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None) -> Step:
-    return Step(*program.run(inputs, states, lengths))

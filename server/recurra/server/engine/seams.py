@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
+import numpy as np
 from numpy.typing import NDArray
 
 from recurra.wire.errors import RecurraError
@@ -36,42 +37,76 @@ class Store(Protocol):
     async def scan(self, prefix: bytes, cursor: int, count: int) -> tuple[int, list[tuple[bytes, bytes]]]: ...
 
 
-class Step(NamedTuple):
-    """What one run of a batch of N sessions gave.
+class States(Protocol):
+    """The states of a batch of N sessions, wherever their runner has them. They never change.
 
-    Attributes:
-        outputs: in the signature's order, (N, T, ...) or (N, ...).
-        states: in the signature's order, in the graph's layout, batch axis N.
+    What was gathered is there until something else becomes current at its slots; what a run gave, while it is held.
     """
 
+    def only(self, rows: NDArray[np.bool_]) -> Self:
+        """Those of some rows, (N,) bool."""
+
+    def finite(self) -> NDArray[np.bool_]:
+        """(N,) bool: whose hold neither a NaN nor an infinity, which would stay in them for ever."""
+
+    def tensors(self) -> list[Array]:
+        """On the host: in the signature's order, (N, *shape)."""
+
+    def to_bytes(self) -> NDArray[np.uint8]:
+        """On the host: (N, state_bytes), as records keep them."""
+
+
+class Given(NamedTuple):
+    """What operations bring in place of their session's own state.
+
+    Attributes:
+        state: index in the signature.
+        rows: of the batch.
+        values: (rows, *shape), or (1, *shape) for all of them.
+    """
+
+    state: int
+    rows: slice
+    values: Array
+
+
+class Step(NamedTuple):
+    """What one run of a batch of N sessions gave: outputs in the signature's order, (N, T, ...) or (N, ...)."""
+
     outputs: list[Array]
-    states: list[Array]
+    states: States
 
 
 class Runner(Protocol):
-    """The model and its state slabs. A slot is a row of them; slot 0 always holds the fresh state."""
+    """The model, and the states of all slots; slot 0 always holds the fresh one. `States` are its own alone."""
 
-    def gather(self, slots: Array) -> list[Array]:
-        """The states at `slots` (N,), in the graph's layout; not to be written to."""
+    def gather(self, slots: Array, given: Sequence[Given] = ()) -> States:
+        """The current states of `slots` (N,), but for what is `given`."""
 
-    def scatter(self, slots: Array, states: Sequence[Array]) -> None:
-        """Make `states`, in the graph's layout, current at `slots`."""
+    def scatter(self, slots: Array, states: States) -> None:
+        """Make `states` current at `slots`; what was current there is gone."""
+
+    def load(self, slots: Array, rows: NDArray[np.uint8]) -> None:
+        """Make the states of (N, state_bytes), as records keep them, current at `slots`."""
 
     def run(
-        self, inputs: Sequence[Array], states: Sequence[Array], lengths: Array | None = None, *, alone: bool = False
+        self,
+        inputs: Sequence[Array],
+        states: States,
+        lengths: Array | None = None,
+        *,
+        fetch: bool = True,
+        alone: bool = False,
     ) -> asyncio.Future[Step]:
         """Run one chunk on the device: begun, or done, when this returns. What the model raises comes through.
 
+        The new states are current nowhere yet: the old ones stay what they are.
+
         Args:
             lengths: (N,) timesteps of each row, the rest is padding; None: all have the chunk's.
+            fetch: the new states will be asked for on the host.
             alone: nobody else waits: the event loop may be held for a short run.
         """
 
     def start(self, inputs: Sequence[Array]) -> asyncio.Future[dict[int, Array]]:
         """Run the start graph on the device, as `run`; see recurra.models.start."""
-
-    def to_bytes(self, states: Sequence[Array]) -> NDArray[Any]:
-        """States in the graph's layout as (N, state_bytes) uint8."""
-
-    def from_bytes(self, rows: NDArray[Any]) -> list[Array]:
-        """The other way round."""

@@ -26,7 +26,8 @@ class Slots:
     Attributes:
         headers: (slots,) record.HEADER; zeros for a session that does not exist.
         stored: (slots,) record.HEADER, what the store will have once all commits that were sent are applied.
-        durable: (slots,) uint64, the position that the store is known to have.
+        durable: (slots,) uint64, the position that the store is known to have, since the last base state.
+        bases: (slots,) counts the base states that the session was put to here.
         owned: (slots,) bool, operations may be acknowledged before the store has them.
         dirty_at: (slots,) when the first of these was, in monotonic seconds; infinity where the store has all.
         ttl_ms: (slots,) int64, that the last operation here asked for.
@@ -50,6 +51,7 @@ class Slots:
         self.stored = np.zeros(count, record.HEADER)
         self._header_words, self._stored_words = record.words(self.headers), record.words(self.stored)
         self.durable = np.zeros(count, np.uint64)
+        self.bases = np.zeros(count, np.int64)
         self.owned = np.zeros(count, bool)
         self.dirty_at = np.full(count, np.inf)
         self.ttl_ms = np.zeros(count, np.int64)
@@ -152,6 +154,11 @@ class Slots:
         self._header_words[slots], self.read_at[slots] = words, 0
         if sent:
             self._stored_words[slots], self.dirty_at[slots] = words, np.inf
+
+    def rebase(self, slots: Array) -> None:
+        """These sessions start from another base state, and their positions from 0: the store has none of it yet."""
+        self.durable[slots] = 0
+        self.bases[slots] += 1
 
     def run_long(self, slots: Array, *, running: bool) -> None:
         """A long chunk of these sessions begins, or ends."""

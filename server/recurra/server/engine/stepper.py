@@ -14,7 +14,7 @@ from recurra.server.engine.operation import Kind
 from recurra.server.engine.outbox import Outbox
 from recurra.server.engine.outcome import Outcome
 from recurra.server.engine.pending import Pending
-from recurra.server.engine.seams import Clock, Runner, Step
+from recurra.server.engine.seams import Clock, Runner, States, Step
 from recurra.server.telemetry import ModelMetrics
 from recurra.wire.errors import RecurraError, RunFailed
 
@@ -30,7 +30,6 @@ class Stepper:
         self._signature, self._runner, self._clock = model.signature, runner, clock
         self._pending, self._outbox, self._metrics = pending, outbox, metrics
         self._cuttable = cuttable(model)
-        self._axes = [state.batch_axis for state in model.signature.states]
 
     def long(self, batch: Batch) -> bool:
         """Whether it is run in pieces, with others between."""
@@ -54,9 +53,11 @@ class Stepper:
                 self._outbox.send()
                 block.given = await self._runner.start(block.start) | block.given
                 block.start = []
-            states = self._runner.gather(batch.slots)
-            rebased = batch.give(states, self._axes)
-            outcome = Outcome(self._signature, batch, await self._run(batch, states), rebased)
+            began = self._clock.monotonic()
+            given, rebased = batch.given()
+            slots = np.where(batch.anew, 0, batch.slots) if batch.anew.any() else batch.slots  # 0 is the fresh state
+            states = self._runner.gather(slots, given)
+            outcome = Outcome(self._signature, batch, await self._run(batch, states, began), rebased)
             for rows, each in outcome.by_length():
                 self._outbox.keep(each)
                 left &= ~rows
@@ -72,20 +73,29 @@ class Stepper:
             for place in range(len(batch)):
                 await self.step(batch.only(np.arange(len(batch)) == place))
 
-    async def _run(self, batch: Batch, states: list[Array]) -> Step:
+    async def _run(self, batch: Batch, states: States, gathered_at: float) -> Step:
         if batch.head.kind is not Kind.PREDICT:
             return Step([], states)
         began, timesteps = self._clock.monotonic(), batch.head.timesteps
+        fetch = self._outbox.reads(batch)
         self._metrics.observe_stage("queue", began - batch.head.arrival)
         if self.long(batch):
             self._outbox.send()
-            step = await run_long(self._runner, self._signature, batch, states)
+            step = await run_long(self._runner, self._signature, batch, states, fetch=fetch)
         else:
             alone = len(self._pending) == len(batch.parts)
-            running = self._runner.run(batch.inputs, states, batch.lengths, alone=alone)
+            begun = self._runner.run(batch.inputs, states, batch.lengths, fetch=fetch, alone=alone)
             self._outbox.send()
-            step = await running
-        self._metrics.observe_stage("run", self._clock.monotonic() - began)
+            step = await begun
+        running = self._clock.monotonic() - began
+        self._metrics.observe_stage("run", running)
+        self._metrics.statistics.ran(
+            len(batch),
+            at=self._clock.time(),
+            waited=sum((began - block.arrival) * len(rows) for block, rows in batch.parts),
+            gathering=began - gathered_at,
+            running=running,
+        )
         self._metrics.observe_batch(len(batch))
         self._metrics.count_timesteps(len(batch) * timesteps if batch.lengths is None else int(batch.lengths.sum()))
         return step

@@ -18,7 +18,8 @@ APPLIED, DUPLICATE, MISSING, UNSTAGED = 1, 2, 3, 4
 # KEYS: the records. ARGV, for each: the header it must have (zeros: it must not be there), the new record, and its time
 # to live in ms. Answers, for each: one of the codes above, the header that is there instead, or this one's error.
 # Headers are compared for equality only: Lua numbers are doubles, and the order of strings depends on the locale.
-# What is there is written in any case, were it with nothing: a WAIT behind it waits for all that the answer rests on.
+# Something is written in any case, were it nothing: a replica refuses it, and a WAIT behind it waits for all that the
+# answer rests on.
 SCRIPT: Final = f"""
 local size = {HEADER.itemsize}
 local nothing = string.rep('\\0', size)
@@ -30,7 +31,8 @@ for i, key in ipairs(KEYS) do
     local set = redis.pcall('SET', key, record, 'PX', ttl)
     answers[i] = set.err and set or {APPLIED}
   elseif there == '' then
-    answers[i] = {MISSING}
+    local kept = redis.pcall('PEXPIRE', key, ttl)
+    answers[i] = type(kept) == 'table' and kept or {MISSING}
   elseif there == string.sub(record, 1, size) then
     local kept = redis.pcall('PEXPIRE', key, ttl)
     answers[i] = type(kept) == 'table' and kept or {DUPLICATE}
@@ -61,7 +63,8 @@ if there == ARGV[1] or (there == '' and ARGV[1] == string.rep('\0', size)) then
 end
 redis.pcall('UNLINK', KEYS[2])
 if there == '' then
-  return {MISSING}
+  local kept = redis.pcall('PEXPIRE', KEYS[1], tonumber(ARGV[3]))
+  return type(kept) == 'table' and kept or {MISSING}
 elseif there == ARGV[2] then
   local kept = redis.pcall('PEXPIRE', KEYS[1], tonumber(ARGV[3]))
   return type(kept) == 'table' and kept or {DUPLICATE}

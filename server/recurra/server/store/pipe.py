@@ -28,8 +28,8 @@ _NOTHING: Final = object()  # what the parser gives when it has no whole reply
 _NOT_NOW: Final = ("READONLY", "LOADING", "MASTERDOWN", "NOSCRIPT", "UNBLOCKED", "ERR WAIT cannot")
 
 
-class ConnectionLost(StoreUnavailable):
-    """The connection broke before the answer. Unknown whether applied."""
+class ConnectionLost(Exception):
+    """The connection broke before the answer: for who then asks another node. Unknown whether applied."""
 
 
 @dataclass(eq=False, slots=True)
@@ -230,14 +230,14 @@ class Pipe:
         elif asyncio.get_running_loop().time() - self._replies.heard >= self._timeout:  # a dead connection, or store
             self.drop("no answer in time")
 
-    def _fail(self, error: type[StoreUnavailable] = StoreUnavailable) -> None:
+    def _fail(self, error: type[Exception] = StoreUnavailable) -> None:
         """Give up all that waits."""
         for exchange in self._waiting:
             self._refuse(exchange, error)
         self._waiting.clear()
         self._work.clear()
 
-    def _refuse(self, exchange: _Exchange, error: type[StoreUnavailable] = StoreUnavailable) -> None:
+    def _refuse(self, exchange: _Exchange, error: type[Exception] = StoreUnavailable) -> None:
         self._timer_off(exchange)
         exchange.wire = b""
         if not exchange.answer.done():

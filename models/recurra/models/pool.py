@@ -1,0 +1,346 @@
+"""States of many sessions where the model runs, and a model that runs on them there.
+
+Only places, inputs and outputs cross to the device and back, and states that are asked for.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper
+
+from recurra.models.graph import subgraphs
+from recurra.models.pooled import Pooled, groups, pooled
+from recurra.models.program import Program
+from recurra.models.provider import CPU
+from recurra.models.session import Bound, Session
+from recurra.models.signature import Array, Signature
+
+Places = NDArray[np.int64]
+
+FRESH: Final = 0  # the place of the fresh state: nobody writes there
+SCRATCH: Final = 1  # where rows that only fill up a batch write
+FIRST: Final = 2  # of the places that sessions get
+_MOST_BOUND: Final = 64  # shapes
+
+
+class Crossed(NamedTuple):
+    """Bytes of states that went over the bus."""
+
+    to_host: int
+    to_device: int
+
+
+class Result(NamedTuple):
+    """What a run gave to N sessions.
+
+    Attributes:
+        outputs: as Program.run.
+        rows: the new states, (N, state_bytes) uint8; None where they were not asked for.
+        finite: (N,) bool, whose new state holds neither a NaN nor an infinity.
+    """
+
+    outputs: list[Array]
+    rows: NDArray[np.uint8] | None
+    finite: NDArray[np.bool_]
+
+
+class Pool:
+    """Rows of device memory, a state each: `places` of them, FRESH and SCRATCH included.
+
+    Attributes:
+        buffers: by dtype, (places, width).
+    """
+
+    def __init__(self, signature: Signature, beside: Session, places: int) -> None:
+        """In the memory of the device of the session that it is `beside`."""
+        self._signature = signature
+        self._groups = groups(signature.states)
+        self._to_host = self._to_device = 0
+        self._reader, self._writer = beside.another(_reader(self._widths())), beside.another(_writer(self._widths()))
+        self.buffers = {dtype: beside.buffer((places, width), dtype) for dtype, width in self._widths().items()}
+        fresh = [np.ascontiguousarray(spec.fresh).view(np.uint8).reshape(-1) for spec in signature.states]
+        self.write(np.array([FRESH]), np.concatenate(fresh)[None])
+        self._to_device = 0
+
+    @property
+    def crossed(self) -> Crossed:
+        """Since the start."""
+        return Crossed(self._to_host, self._to_device)
+
+    def read(self, places: Places) -> NDArray[np.uint8]:
+        """The states at `places`, (N, state_bytes)."""
+        bound = self._reader.bound()
+        bound.feed("places", places)
+        for dtype in self._groups:
+            bound.take(f"pool_{dtype.name}", self.buffers[dtype])
+            bound.give(f"rows_{dtype.name}")
+        return self.joined(bound.run())
+
+    def write(self, places: Places, rows: NDArray[np.uint8]) -> None:
+        """Put states, (N, state_bytes), at `places`, which differ."""
+        bound = self._writer.bound()
+        bound.feed("places", places[:, None])
+        for (dtype, states), columns in zip(self._groups.items(), self._cut(rows), strict=True):
+            del states
+            bound.feed(f"rows_{dtype.name}", columns)
+            bound.take(f"pool_{dtype.name}", self.buffers[dtype])
+            bound.give(f"written_{dtype.name}", self.buffers[dtype])
+        bound.run()
+        self._to_device += rows.nbytes
+
+    def joined(self, parts: Sequence[Array]) -> NDArray[np.uint8]:
+        """(N, state_bytes) out of each group's (N, width)."""
+        raw = [np.ascontiguousarray(part).view(np.uint8).reshape(len(part), -1) for part in parts]
+        self._to_host += sum(part.nbytes for part in raw)
+        if len(raw) == 1:
+            return raw[0]
+        rows = np.empty((len(raw[0]), self._signature.state_bytes), np.uint8)
+        for states, part in zip(self._groups.values(), raw, strict=True):
+            at = 0
+            for index in states:
+                here = self._columns[index]
+                size = here.stop - here.start
+                rows[:, here] = part[:, at : at + size]
+                at += size
+        return rows
+
+    @property
+    def _columns(self) -> list[slice]:
+        """Where each state is in a row of bytes."""
+        ends = np.cumsum([spec.nbytes for spec in self._signature.states]).tolist()
+        return [slice(end - spec.nbytes, end) for end, spec in zip(ends, self._signature.states, strict=True)]
+
+    def _cut(self, rows: NDArray[np.uint8]) -> list[Array]:
+        """Each group's (N, width)."""
+        columns = self._columns
+        parts = [np.concatenate([rows[:, columns[i]] for i in states], axis=1) for states in self._groups.values()]
+        return [np.ascontiguousarray(part).view(dtype) for part, dtype in zip(parts, self._groups, strict=True)]
+
+    def _widths(self) -> dict[np.dtype[Any], int]:
+        specs = self._signature.states
+        return {
+            dtype: sum(specs[index].nbytes for index in states) // dtype.itemsize
+            for dtype, states in self._groups.items()
+        }
+
+
+class PoolProgram:
+    """A model on states in a pool. One thread at a time may run it."""
+
+    def __init__(self, program: Program, pool: Pool, max_batch: int) -> None:
+        """Raises ModelRefused for a graph that has no such form, or that the runtime does not load."""
+        self._program, self._pool = program, pool
+        model = onnx.load_model_from_string(program.session.model)
+        self._form: Pooled = pooled(model, program.layout)
+        self._session = program.session.another(self._form.model)
+        self._buckets = buckets(max_batch)
+        self._bound: OrderedDict[Any, tuple[Places, Bound]] = OrderedDict()
+        self._recorded: dict[Any, tuple[Places, Bound]] = {}
+        self._outputs = [port.spec.name for port in program.layout.outputs]
+
+    @property
+    def nodes(self) -> dict[str, int]:
+        """How many nodes each provider runs."""
+        return self._session.nodes
+
+    def run(
+        self,
+        inputs: Sequence[Array],
+        places: Sequence[Places],
+        lengths: Array | None = None,
+        *,
+        fetch: bool,
+    ) -> Result:
+        """Advances N sessions by a chunk; see Program.run.
+
+        Args:
+            places: (N,) each: where the states are, where the new ones go, and, for a graph of one timestep a call,
+                more for those in between. No place stands twice but FRESH in the first.
+            fetch: the new states are wanted on the host.
+
+        """
+        program, (source, target, *between) = self._program, places
+        if not program.layout.stepwise:
+            return self._call(inputs, source, target, lengths, fetch=fetch)
+        count, steps = program.timesteps(inputs), []
+        finite = np.ones(len(source), bool)
+        for step in range(count):
+            last = step == count - 1
+            # The last one writes to `target`; before it, this and the other take turns.
+            goal = target if (count - 1 - step) % 2 == 0 else between[0]
+            result = self._call(program.step(inputs, step), source, goal, None, fetch=fetch and last)
+            steps.append(program.untimed(result.outputs))
+            finite, source = result.finite, goal
+        outputs = [np.stack(each, axis=1) for each in zip(*steps, strict=True)]
+        return Result(outputs, result.rows, finite)
+
+    def record(self) -> str:
+        """Have a timestep of each bucket played as a CUDA graph from now on; empty, or why that cannot be.
+
+        The recording runs on places that are nobody's: it runs more than once.
+        """
+        reason = self._unrecordable()
+        if reason:
+            return reason
+        session = self._program.session.another(self._form.model, cuda_graphs=True)
+        specs, ones = self._program.layout.signature().inputs, {True: (1,), False: ()}
+        for number, size in enumerate(self._buckets):
+            inputs = [np.zeros((size, *ones[s.has_time_axis], *(n or 0 for n in s.shape)), s.dtype) for s in specs]
+            fed = self._fed(self._program.step(inputs, 0) if self._program.layout.stepwise else inputs)
+            for fetch in (False, True):
+                self._record(session.bound(1 + 2 * number + fetch), session, fed, size, fetch=fetch)
+        return ""
+
+    def _record(self, bound: Bound, session: Session, fed: Mapping[str, Array], size: int, *, fetch: bool) -> None:
+        places = np.full((size, 2), (FRESH, SCRATCH))
+        self._bind_pools(bound)
+        for name, array in zip(self._told(fetch=fetch), self._run(fed, places, fetch=fetch), strict=True):
+            bound.give(name, session.buffer(array.shape, array.dtype), tell=True)
+        self._recorded[self._key(fed, size, fetch=fetch)] = places, bound
+        self._run(fed, places, fetch=fetch)
+
+    def _unrecordable(self) -> str:
+        layout = self._program.layout
+        if layout.constants:
+            return f"'{layout.constants[0].name}' is fed at every call"
+        if layout.chunk_sizes and 1 not in layout.chunk_sizes:
+            return "it takes no single timestep"
+        open_ = [port.spec.name for port in layout.inputs if None in port.spec.shape]
+        if open_:
+            return f"'{open_[0]}' has a size that may be any"
+        graph = onnx.load_model_from_string(self._form.model).graph
+        inner = [node.op_type for node in graph.node if subgraphs(node)]
+        if inner:
+            return f"it has a {inner[0]}"
+        on_cpu = self._session.nodes.get(CPU, 0)
+        return f"{on_cpu} of its nodes run on the CPU" if on_cpu and self._session.on_gpu else ""
+
+    def _call(
+        self, inputs: Sequence[Array], source: Places, target: Places, lengths: Array | None, *, fetch: bool
+    ) -> Result:
+        count = len(source)
+        size = next(bucket for bucket in self._buckets if bucket >= count)
+        if size > count:
+            inputs = [_filled(array, size, 0) for array in inputs]
+            lengths = lengths if lengths is None else _filled(lengths, size, 1)
+        fed = self._fed(inputs)
+        places, _ = self._binding(fed, size, fetch=fetch)
+        places[:count, 0], places[:count, 1] = source, target
+        places[count:] = FRESH, SCRATCH
+        results = self._run(fed, places, self._program.constants(inputs, lengths), fetch=fetch)
+        outputs = [
+            port.from_graph(array)[:count].copy()
+            for port, array in zip(self._program.layout.outputs, results, strict=False)
+        ]
+        rest = results[len(outputs) :]
+        drifts, rows = rest[: self._drifts], rest[self._drifts :]
+        finite = np.ones(count, bool)
+        for drift in drifts:
+            finite &= drift[:count] == 0
+        return Result(outputs, self._pool.joined(rows)[:count].copy() if fetch else None, finite)
+
+    def _run(
+        self, fed: Mapping[str, Array], places: Places, lent: Mapping[str, Array] | None = None, *, fetch: bool
+    ) -> list[Array]:
+        """What is told of a whole bucket: views."""
+        _, bound = self._binding(fed, len(places), fetch=fetch)
+        bound.feed(self._form.places, places)
+        for name, array in fed.items():
+            bound.feed(name, array)
+        for name, array in (lent or {}).items():
+            bound.lend(name, array)
+        return bound.run()
+
+    def _fed(self, inputs: Sequence[Array]) -> dict[str, Array]:
+        """The graph's inputs by name; what has a context in front is laid out in the graph."""
+        return {
+            self._form.came.get(port.spec.name, port.spec.name): array if port.context else port.to_graph(array)
+            for port, array in zip(self._program.layout.inputs, inputs, strict=True)
+        }
+
+    @property
+    def _drifts(self) -> int:
+        return sum(bool(group.drift) for group in self._form.groups)
+
+    def _binding(self, fed: Mapping[str, Array], size: int, *, fetch: bool) -> tuple[Places, Bound]:
+        """What is bound for these shapes; the ones that were not used longest are let go."""
+        key = self._key(fed, size, fetch=fetch)
+        if key in self._recorded:
+            return self._recorded[key]
+        if key not in self._bound:
+            bound = self._session.bound()
+            self._bound[key] = np.zeros((size, 2), np.int64), bound
+            self._bind_pools(bound)
+            for name in self._told(fetch=fetch):
+                bound.give(name)
+            if len(self._bound) > _MOST_BOUND:
+                self._bound.popitem(last=False)
+        self._bound.move_to_end(key)
+        return self._bound[key]
+
+    def _key(self, fed: Mapping[str, Array], size: int, *, fetch: bool) -> Any:
+        return size, fetch, *(array.shape for array in fed.values())
+
+    def _bind_pools(self, bound: Bound) -> None:
+        for group in self._form.groups:
+            bound.take(group.pool, self._pool.buffers[group.dtype])
+            bound.give(group.written, self._pool.buffers[group.dtype])
+
+    def _told(self, *, fetch: bool) -> list[str]:
+        """The outputs that go to the host."""
+        drifts = [group.drift for group in self._form.groups if group.drift]
+        rows = [group.rows for group in self._form.groups] if fetch else []
+        return [*self._outputs, *drifts, *rows]
+
+
+def buckets(max_batch: int) -> tuple[int, ...]:
+    """The sizes of batches that are run: a smaller one is filled up."""
+    return (*(1 << power for power in range((max_batch - 1).bit_length())), max_batch)
+
+
+def _filled(array: Array, size: int, value: int) -> Array:
+    """(N, ...) with rows of `value` up to `size` of them."""
+    filled = np.full((size, *array.shape[1:]), value, array.dtype)
+    filled[: len(array)] = array
+    return filled
+
+
+def _reader(widths: Mapping[np.dtype[Any], int]) -> bytes:
+    """Pools and places (N,) to rows (N, width)."""
+    nodes = [helper.make_node("Gather", [f"pool_{d.name}", "places"], [f"rows_{d.name}"], axis=0) for d in widths]
+    return _model(nodes, widths, ["pool"], ["rows"], places=[None])
+
+
+def _writer(widths: Mapping[np.dtype[Any], int]) -> bytes:
+    """Pools, places (N, 1) and rows (N, width) to the pools."""
+    nodes = [
+        helper.make_node("ScatterND", [f"pool_{d.name}", "places", f"rows_{d.name}"], [f"written_{d.name}"])
+        for d in widths
+    ]
+    return _model(nodes, widths, ["pool", "rows"], ["written"], places=[None, 1])
+
+
+def _model(
+    nodes: list[NodeProto], widths: Mapping[np.dtype[Any], int], takes: list[str], gives: list[str], places: list[Any]
+) -> bytes:
+    def infos(kinds: list[str]) -> list[ValueInfoProto]:
+        return [
+            helper.make_tensor_value_info(f"{kind}_{dtype.name}", _code(dtype), [None, width])
+            for dtype, width in widths.items()
+            for kind in kinds
+        ]
+
+    inputs = [helper.make_tensor_value_info("places", TensorProto.INT64, places), *infos(takes)]
+    graph = helper.make_graph(nodes, "pool", inputs, infos(gives))
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return made.SerializeToString()
+
+
+def _code(dtype: np.dtype[Any]) -> int:
+    return int(helper.np_dtype_to_tensor_dtype(dtype.newbyteorder("=")))

@@ -1,0 +1,108 @@
+"""Which of ONNX Runtime's providers runs a model: what is asked for, and what this machine can do.
+
+The runtime lists providers that it was built with, GPU or no GPU: whether one works is found by running a node on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import onnxruntime
+from onnx import TensorProto, helper
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+from recurra.models.refusal import ModelRefused
+
+# What creating or running a session may raise.
+ERRORS: Final[tuple[type[Exception], ...]] = (
+    *(each for each in vars(state).values() if isinstance(each, type) and issubclass(each, Exception)),
+    RuntimeError,
+    ValueError,
+)
+CPU: Final = "CPUExecutionProvider"
+CUDA: Final = "CUDAExecutionProvider"
+TENSORRT: Final = "TensorrtExecutionProvider"
+PROVIDERS: Final = ("auto", "cuda", "tensorrt", "cpu")
+_GPU: Final = {"cuda": CUDA, "tensorrt": TENSORRT}
+
+
+class NoGpu(ModelRefused):
+    """A provider is asked for that does not work on this machine."""
+
+
+class Choice(NamedTuple):
+    """One of PROVIDERS but "auto", and why."""
+
+    provider: str
+    reason: str
+
+
+def choose(provider: str) -> Choice:
+    """What one of PROVIDERS means on this machine. Raises NoGpu where it is a GPU's, and does not work here."""
+    if provider not in PROVIDERS:
+        raise ModelRefused(f"there is no provider '{provider}'; use one of {', '.join(PROVIDERS)}")
+    if provider == "cpu":
+        return Choice("cpu", "it is asked for")
+    name = _GPU.get(provider, CUDA)
+    failure = _failure(name)
+    if provider == "auto":
+        return Choice("cpu", f"no GPU can be used: {failure}") if failure else Choice("cuda", f"a node ran on {name}")
+    if failure:
+        more = " and tensorrt-cu13<11" if provider == "tensorrt" else ""
+        raise NoGpu(f"no GPU can be used ({failure}); install recurra[server-gpu]{more}, or use --provider cpu")
+    return Choice(provider, f"a node ran on {name}")
+
+
+def stack(provider: str, *, tf32: bool = False, cuda: Mapping[str, str] | None = None) -> list[Any]:
+    """The runtime's providers with their options, in order of preference, for what `choose` gave.
+
+    `cuda`: further options of the CUDA provider.
+    """
+    options = {  # "HEURISTIC": an exhaustive search is made again for each new shape
+        "use_tf32": str(int(tf32)),
+        "cudnn_conv_algo_search": "HEURISTIC",
+        **(cuda or {}),
+    }
+    preferred: dict[str, list[Any]] = {"cpu": [], "cuda": [(CUDA, options)], "tensorrt": [TENSORRT, (CUDA, options)]}
+    return [*preferred[provider], CPU]
+
+
+def options(threads: int = 1) -> onnxruntime.SessionOptions:
+    """Of a session whose runs use so many threads."""
+    made = onnxruntime.SessionOptions()
+    # Concurrency comes from models and replicas; threads that spin burn eight times the CPU.
+    made.intra_op_num_threads = threads
+    made.inter_op_num_threads = 1
+    made.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    made.log_severity_level = 4
+    return made
+
+
+@cache
+def _failure(name: str) -> str:
+    """Why the provider does not run one node alone, empty if it does."""
+    if name not in onnxruntime.get_available_providers():
+        return f"this onnxruntime has no {name}"
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "probe", [value], [result])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    alone = options()
+    alone.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    printed = io.StringIO()
+    onnxruntime.set_default_logger_severity(4)  # a missing GPU is no error: it is told once, by who asked
+    try:
+        with contextlib.redirect_stdout(printed):
+            onnxruntime.preload_dlls()
+        session = onnxruntime.InferenceSession(model.SerializeToString(), alone, providers=[name], enable_fallback=0)
+        found = session.run(None, {"x": np.ones(1, np.float32)})[0].tolist() if name in session.get_providers() else []
+    except ERRORS as error:
+        return (printed.getvalue() or str(error)).strip().splitlines()[0][:300]
+    finally:
+        onnxruntime.set_default_logger_severity(2)
+    return "" if found == [2.0] else f"{name} did not run a node"

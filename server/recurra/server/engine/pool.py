@@ -1,0 +1,239 @@
+"""The runner on the device's own memory: states stay there, in places that sessions take turns in.
+
+A run reads its sessions' places and writes to free ones, which become theirs when their states are made current: what
+fails, or is not kept, leaves everything as it was. A place is free again once it is no session's, and no batch has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recurra.models import Model, Pool, PoolProgram
+from recurra.models.pool import FIRST, FRESH, Crossed, Result
+from recurra.server.engine.device import Device
+from recurra.server.engine.rows import finite, tensors
+from recurra.server.engine.seams import Given, States, Step
+from recurra.server.telemetry import ModelMetrics
+
+Array = NDArray[Any]
+Places = NDArray[np.int64]
+
+_BATCHES: Final = 6  # places beside the slots': what is run, its pieces or timesteps in between, a long chunk's, spares
+
+
+class Lease:
+    """Places that a batch has, until it is gone or a session got them."""
+
+    def __init__(self, places: Places, returned: deque[Places]) -> None:
+        self.places, self._mine, self._returned = places, np.ones(len(places), bool), returned
+
+    def give(self, at: NDArray[np.intp]) -> None:
+        """Those `at` these positions are a session's from now on."""
+        assert self._mine[at].all()
+        self._mine[at] = False
+
+    def end(self) -> None:
+        """The rest are free."""
+        self._returned.append(self.places[self._mine])
+        self._mine[:] = False
+
+    def __del__(self) -> None:
+        self.end()
+
+
+class PoolStates:
+    """States in the pool; on the host, too, once they are read."""
+
+    __slots__ = ("_at", "_finite", "_lease", "_rows", "_runner", "places")
+
+    def __init__(
+        self,
+        runner: PoolRunner,
+        places: Places,
+        *,
+        lease: Lease | None = None,
+        at: NDArray[np.intp] | None = None,
+        rows: NDArray[np.uint8] | None = None,
+        finite: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """`at`: positions in the lease; without one the places are those of their sessions."""
+        self._runner, self.places, self._lease, self._at = runner, places, lease, at
+        self._rows, self._finite = rows, finite
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def only(self, rows: NDArray[np.bool_]) -> Self:
+        return type(self)(
+            self._runner,
+            self.places[rows],
+            lease=self._lease,
+            at=None if self._at is None else self._at[rows],
+            rows=None if self._rows is None else self._rows[rows],
+            finite=None if self._finite is None else self._finite[rows],
+        )
+
+    def finite(self) -> NDArray[np.bool_]:
+        return np.ones(len(self), bool) if self._finite is None else self._finite
+
+    def tensors(self) -> list[Array]:
+        return tensors(self._runner.specs, self.to_bytes())
+
+    def to_bytes(self) -> NDArray[np.uint8]:
+        if self._rows is None:
+            self._rows = self._runner.read(self.places)
+        return self._rows
+
+    def give(self) -> None:
+        """Their sessions have the places from now on."""
+        if self._lease is not None and self._at is not None:
+            self._lease.give(self._at)
+
+
+class PoolRunner:
+    """A slot's state is at a place in the pool; FRESH is the place of all that have none.
+
+    Attributes:
+        places: how many there are, those that no session gets included.
+    """
+
+    def __init__(self, model: Model, device: Device, *, slots: int, metrics: ModelMetrics | None = None) -> None:
+        """Raises ModelRefused where the graph cannot have its states there."""
+        self._device, self._start, self.specs = device, model.start, model.signature.states
+        self.places = FIRST + slots + _BATCHES * model.max_batch
+        self._pool = Pool(model.signature, model.program.session, self.places)
+        self._program = PoolProgram(model.program, self._pool, model.max_batch)
+        self._ragged = PoolProgram(model.ragged, self._pool, model.max_batch) if model.ragged else None
+        self._on_gpu = model.program.session.on_gpu
+        self._stepwise = model.program.layout.stepwise
+        self._state_bytes = model.signature.state_bytes
+        self._places = np.full(slots, FRESH, np.int64)
+        self._free = np.arange(FIRST, self.places)
+        self._metrics, self._told = metrics, self._pool.crossed
+        self._returned: deque[Places] = deque()  # from any thread
+
+    @property
+    def crossed(self) -> Crossed:
+        """Bytes of states that went over the bus so far."""
+        return self._pool.crossed
+
+    @property
+    def free(self) -> int:
+        """How many places nobody has."""
+        return len(self._free) + sum(map(len, self._returned))
+
+    def record(self) -> asyncio.Future[str]:
+        """Have single timesteps played as CUDA graphs from now on; empty, or why that cannot be.
+
+        A recording is of the thread that made it.
+        """
+        return self._device.run("record", self._program.record)
+
+    def gather(self, slots: Array, given: Sequence[Given] = ()) -> PoolStates:
+        places = self._places[slots]
+        if not given:
+            return PoolStates(self, places)
+        brought = np.zeros((len(self.specs), len(slots)), bool)
+        for index, here, _ in given:
+            brought[index, here] = True
+        rows = np.zeros((len(slots), self._state_bytes), np.uint8) if brought.all() else self.read(places)
+        columns = tensors(self.specs, rows)
+        for index, here, values in given:
+            columns[index][here] = values
+        return self._put(rows)
+
+    def scatter(self, slots: Array, states: States) -> None:
+        assert isinstance(states, PoolStates)
+        before = self._places[slots]
+        changed = before != states.places
+        states.give()
+        self._places[slots] = states.places
+        self._returned.append(before[changed & (before != FRESH)])
+
+    def load(self, slots: Array, rows: NDArray[np.uint8]) -> None:
+        # Their old places come first: so many sessions may be loaded at once that there are not twice as many places.
+        self.scatter(slots, PoolStates(self, np.full(len(slots), FRESH)))
+        self.scatter(slots, self._put(rows))
+
+    def run(
+        self,
+        inputs: Sequence[Array],
+        states: States,
+        lengths: Array | None = None,
+        *,
+        fetch: bool = True,
+        alone: bool = False,
+    ) -> asyncio.Future[Step]:
+        assert isinstance(states, PoolStates)
+        program = self._program if lengths is None else self._ragged
+        assert program is not None
+        leases = [self._lease(len(states)) for _ in range(1 + self._stepwise)]
+        what = (id(program), len(states).bit_length(), *(array.shape[1:] for array in inputs))
+        places = [states.places, *(lease.places for lease in leases)]
+        run = partial(program.run, inputs, places, lengths, fetch=fetch)
+        return self._device.run(what, self._step, run, states, leases, at_once=alone and not self._on_gpu)
+
+    def _step(self, run: Callable[[], Result], states: PoolStates, leases: Sequence[Lease]) -> Step:
+        """`states` and `leases` are held until it has run: nobody else gets their places."""
+        try:
+            outputs, rows, sound = run()
+        except BaseException:
+            for lease in leases:  # the error's traceback has them, for how long nobody knows
+                lease.end()
+            raise
+        self._tell()
+        lease, at = leases[0], np.arange(len(states))
+        return Step(outputs, PoolStates(self, lease.places, lease=lease, at=at, rows=rows, finite=sound))
+
+    def start(self, inputs: Sequence[Array]) -> asyncio.Future[dict[int, Array]]:
+        assert self._start is not None
+        what = (id(self._start), *(array.shape for array in inputs))
+        return self._device.run(what, self._start.run, inputs)
+
+    def read(self, places: Places) -> NDArray[np.uint8]:
+        """The states at these places, on the host, (N, state_bytes)."""
+        return self._device.now(self._read, places)
+
+    def _read(self, places: Places) -> NDArray[np.uint8]:
+        rows = self._pool.read(places)
+        self._tell()
+        return rows
+
+    def _write(self, places: Places, rows: NDArray[np.uint8]) -> None:
+        self._pool.write(places, rows)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Count what crossed since the last time; when the device has its turn."""
+        before, self._told = self._told, self._pool.crossed
+        if self._metrics and before != self._told:
+            self._metrics.count_state_bytes(*np.subtract(self._told, before).tolist())
+
+    def _put(self, rows: NDArray[np.uint8]) -> PoolStates:
+        """States from the host, at places of their own."""
+        lease = self._lease(len(rows))
+        self._device.now(self._write, lease.places, rows)
+        sound = finite(self.specs, rows)
+        return PoolStates(self, lease.places, lease=lease, at=np.arange(len(rows)), rows=rows, finite=sound)
+
+    def _lease(self, count: int) -> Lease:
+        self._collect()
+        if count > len(self._free):
+            gc.collect()  # errors may have batches in cycles
+            self._collect()
+        if count > len(self._free):
+            raise MemoryError(f"{count} places for states are wanted, and {len(self._free)} are free")
+        places, self._free = self._free[:count], self._free[count:]
+        return Lease(places, self._returned)
+
+    def _collect(self) -> None:
+        while self._returned:
+            self._free = np.concatenate((self._free, self._returned.popleft()))

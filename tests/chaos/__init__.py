@@ -1,0 +1,1 @@
+"""Real processes, real faults, and an oracle: `make chaos`."""

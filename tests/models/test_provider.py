@@ -1,0 +1,111 @@
+"""Which provider runs a model, and which of its nodes the CPU runs all the same."""
+
+from pathlib import Path
+
+import graphs
+import loops
+import pytest
+from onnx import helper
+
+from recurra.models import ModelConfig, ModelRefused, choose, load, provider, scanned, wanted
+from recurra.models.placement import strays
+from recurra.models.prepare import prepare
+from recurra.models.provider import CPU, CUDA, TENSORRT, NoGpu, stack
+from recurra.models.selftest import compare
+from recurra.models.session import Assigned, Session
+
+GPU = choose("auto").provider != "cpu"
+
+
+def placed(model: graphs.ModelProto, where: str = CPU) -> list[Assigned]:
+    """What the runtime tells of a session on the CPU, as if it had been one on a GPU."""
+    return [Assigned(where, op, name) for _, op, name in Session(model.SerializeToString(), "cpu").assigned]
+
+
+def test_the_cpu_is_chosen_where_it_is_asked_for():
+    assert choose("cpu") == ("cpu", "it is asked for")
+
+
+@pytest.mark.skipif(GPU, reason="there is a GPU")
+@pytest.mark.parametrize("asked", ["cuda", "tensorrt"])
+def test_a_listed_provider_that_runs_no_node_is_refused(asked: str):
+    with pytest.raises(NoGpu, match=r"no GPU can be used \(.+\); install recurra\[server-gpu\].*, or use"):
+        choose(asked)
+
+
+@pytest.mark.skipif(GPU, reason="there is a GPU")
+def test_auto_says_why_it_chose_the_cpu():
+    chosen, reason = choose("auto")
+    assert chosen == "cpu"
+    assert reason.startswith("no GPU can be used: ")
+    assert len(reason) > len("no GPU can be used: ")
+
+
+def test_a_provider_that_the_runtime_was_built_without_is_told():
+    assert provider._failure("NoSuchExecutionProvider") == "this onnxruntime has no NoSuchExecutionProvider"
+
+
+def test_tf32_is_off_unless_the_model_asks_for_it():
+    for asked, tf32 in ((False, "0"), (True, "1")):
+        (name, options), last = stack("cuda", tf32=asked)
+        assert (name, options["use_tf32"], options["cudnn_conv_algo_search"], last) == (CUDA, tf32, "HEURISTIC", CPU)
+    assert [each if isinstance(each, str) else each[0] for each in stack("tensorrt")] == [TENSORRT, CUDA, CPU]
+    assert stack("cpu", tf32=True) == [CPU]
+
+
+def test_rounded_products_are_compared_with_more_patience():
+    ones, near = graphs.np.ones(3, "f4"), graphs.np.full(3, 1.001, "f4")
+    assert not compare([near], [ones])[1]
+    assert compare([near], [ones], exact=False)[1]
+    assert not compare([ones * 1.1], [ones], exact=False)[1]
+    assert Session(graphs.lstm().SerializeToString(), "cpu", tf32=True).exact
+
+
+def test_a_model_names_its_provider(tmp_path: Path):
+    folder = graphs.write(graphs.lstm(), tmp_path, toml='provider = "cpu"\ntf32 = true\n')
+    assert wanted(folder, "cuda") == "cpu"
+    assert load(folder, provider=wanted(folder, "cuda")).config == ModelConfig(provider="cpu", tf32=True)
+    assert wanted(tmp_path, "cuda") == "cuda"
+    (folder / "model.toml").write_text('provider = "gpu"')
+    with pytest.raises(ModelRefused, match="provider = 'gpu': must be one of auto, cuda, tensorrt, cpu"):
+        wanted(folder, "auto")
+
+
+def test_a_model_on_the_cpu_has_no_strays(tmp_path: Path):
+    assert load(graphs.write(graphs.lstm(), tmp_path), provider="cpu").strays == ()
+
+
+@pytest.mark.parametrize(
+    ("op", "settings", "why"),
+    [
+        ("GRU", {"linear_before_reset": 0}, "linear_before_reset = 0"),
+        ("LSTM", {"clip": 0.5}, "clip"),
+        ("LSTM", {"input_forget": 1}, "input_forget"),
+        ("RNN", {"activations": ["Relu"]}, "activations other than tanh"),
+    ],
+)
+def test_a_recurrent_node_on_the_cpu_is_told_with_what_cuda_lacks(op: str, settings: dict, why: str):
+    built, _ = graphs.native(op, attributes=settings)
+    assert [scanned.lack(node) for node in built.graph.node if node.op_type == op] == [why]
+    first = strays(built.graph, placed(built))[0]
+    assert not first.sizes
+    assert [each.reason for each in strays(built.graph, placed(built)) if each.op == op] == [
+        f"the CUDA provider has no kernel for it: {why}"
+    ]
+
+
+def test_what_works_on_sizes_is_told_apart_and_comes_last(tmp_path: Path):
+    built, _ = loops.keras("GRU")
+    prepare(built, ModelConfig(), tmp_path)
+    found = strays(built.graph, placed(built))
+    sizes = {each.op for each in found if each.sizes}
+    assert {"Shape", "Less"} <= sizes
+    assert not sizes & {"MatMul", "Gemm", "Sigmoid", "Tanh", "Loop"}
+    assert [each.sizes for each in found] == sorted(each.sizes for each in found)
+    assert strays(built.graph, placed(built, CUDA)) == ()
+
+
+def test_a_node_that_the_graph_does_not_have_is_told_all_the_same():
+    made = helper.make_graph([], "empty", [], [])
+    (stray,) = strays(made, [Assigned(CPU, "MemcpyToHost", "added")])
+    assert (stray.op, stray.name, stray.sizes) == ("MemcpyToHost", "added", False)

@@ -1,0 +1,112 @@
+"""The model of the simulation: a chain of digests, so that an output tells every input that led to it, in order.
+
+state = output = digest(state before, input), 8 bytes a timestep. What was computed is remembered, so that an output can
+be told in words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from hashlib import blake2b
+from random import Random
+from typing import Any, Final
+
+import numpy as np
+
+from recurra.models import Model, ModelConfig, SelfTest, Signature, StateSpec, TensorSpec
+from recurra.server.engine.runner import HostStates
+from recurra.server.engine.seams import Given, Step
+
+Array = np.ndarray
+NAME: Final = "chain"
+FRESH: Final = 0x0F0F_0F0F
+_BEFORE: Final[dict[int, tuple[int, int]]] = {}  # what was computed: by state, the one before and the input
+_INT: Final = np.dtype("<i8")
+
+SIGNATURE: Final = Signature(
+    inputs=(TensorSpec("x", _INT, (), has_time_axis=True),),
+    outputs=(TensorSpec("y", _INT, (), has_time_axis=True),),
+    states=(StateSpec("chain/h", "chain", _INT, (), 0, np.array(FRESH, _INT)),),
+)
+
+
+def model(*, ttl_seconds: float, max_batch: int, durability: str = "committed") -> Model:
+    """As the server holds it."""
+    config = ModelConfig(session_ttl=ttl_seconds, max_batch=max_batch, durability=durability)
+    test = SelfTest(chunked=True, batched=True, chunked_error=0.0, batched_error=0.0)
+    program: Any = None  # the runner's affair
+    return Model(NAME, "1", SIGNATURE, program, None, None, config, test, max_batch, b"chain's own form", (), {})
+
+
+def follow(state: int, xs: Sequence[int]) -> list[int]:
+    """The outputs of some timesteps from `state`; the last is the new state."""
+    outputs = []
+    for x in xs:
+        digest = blake2b(state.to_bytes(8, "little", signed=True) + int(x).to_bytes(8, "little", signed=True))
+        before, state = state, int.from_bytes(digest.digest()[:8], "little", signed=True)
+        _BEFORE[state] = before, int(x)
+        outputs.append(state)
+    return outputs
+
+
+def forget() -> None:
+    """Forget what was computed."""
+    _BEFORE.clear()
+
+
+def told(state: int) -> str:
+    """A state in words: the base, and every input since."""
+    xs: list[str] = []
+    while state in _BEFORE:
+        state, x = _BEFORE[state]
+        xs.append(str(x))
+    return " ".join(["fresh" if state == FRESH else f"set {state}", *xs[::-1]])
+
+
+class Runner:
+    """The engine's runner, with slabs of one number. A run takes a while, as a device does; now and then it fails."""
+
+    def __init__(self, random: Random, *, slots: int, failures: float) -> None:
+        self._random, self._failures = random, failures
+        self._slab = np.full(slots, FRESH, _INT)
+
+    def gather(self, slots: Array, given: Sequence[Given] = ()) -> HostStates:
+        state = self._slab[slots]
+        for _, rows, values in given:
+            state[rows] = values
+        return HostStates(SIGNATURE.states, [state])
+
+    def scatter(self, slots: Array, states: HostStates) -> None:
+        (self._slab[slots],) = states.arrays
+
+    def load(self, slots: Array, rows: Array) -> None:
+        self._slab[slots] = np.ascontiguousarray(rows).view(_INT).reshape(-1)
+
+    def run(
+        self,
+        inputs: Sequence[Array],
+        states: HostStates,
+        lengths: Array | None = None,
+        *,
+        fetch: bool = True,
+        alone: bool = False,
+    ) -> asyncio.Future[Step]:
+        assert lengths is None
+        answer: asyncio.Future[Step] = asyncio.get_running_loop().create_future()
+        if self._random.random() < self._failures:
+            answer.set_exception(RuntimeError("the device failed"))
+            return answer
+        outputs = np.array(
+            [follow(int(h), xs.tolist()) for h, xs in zip(states.arrays[0], inputs[0], strict=True)], _INT
+        )
+        step = Step([outputs], HostStates(SIGNATURE.states, [outputs[:, -1].copy()]))
+        if alone and self._random.random() < 0.5:
+            answer.set_result(step)
+        else:
+            seconds = self._random.choice((0.0, 0.0005, 0.002))
+            asyncio.get_running_loop().call_later(seconds, lambda: answer.done() or answer.set_result(step))
+        return answer
+
+    def start(self, inputs: Sequence[Array]) -> asyncio.Future[dict[int, Array]]:
+        raise AssertionError("the chain has no start graph")
