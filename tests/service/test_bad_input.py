@@ -19,7 +19,7 @@ from recurra.wire.errors import (
     RunFailed,
     Unimplemented,
 )
-from tests.service.caller import BIG, Caller, new_id, request, translated
+from tests.service.caller import BIG, Caller, frame, new_id, request, translated
 from tests.service.zoo import CLOSE, MODELS
 
 LSTM = MODELS["lstm"]
@@ -239,6 +239,19 @@ def test_bytes_that_are_no_message_end_their_stream_alone(caller: Caller, unharm
         assert isinstance(error, InvalidArgument)
         assert "not a valid message" in str(error)
         assert neighbour.ask([0], X[None]).positions == [8]
+
+
+def test_frames_read_before_bytes_that_are_no_message_are_answered(caller: Caller, session: str):
+    """Again and again: a reply may be on its way out just then, and the stream must not wait for it for ever."""
+    bind = inference_pb2.StreamPredictRequest(bind=inference_pb2.Bind(model="lstm", sessions=[session], handles=[0]))
+    call = caller.channel.stream_stream("/recurra.v1.InferenceService/StreamPredict")
+    for _ in range(60):
+        asked = inference_pb2.StreamPredictRequest(frame=frame([0], X[None]))
+        replies = call(iter([bind.SerializeToString(), asked.SerializeToString(), b"\xff"]), timeout=10)
+        next(replies)
+        with pytest.raises(grpc.RpcError) as refused:
+            next(replies)
+        assert isinstance(translated(refused.value), InvalidArgument)
 
 
 @pytest.mark.parametrize("method", ["/recurra.v1.InferenceService/Nothing", "/recurra.v9.Nobody/Predict", "/", "//"])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
+import grpc
 import numpy as np
 import pytest
 from tritonclient.grpc import aio
 from tritonclient.utils import InferenceServerException
 
 from tests.conftest import StartServer
+from tests.service.caller import Caller
 from tests.service.processes import ServerProcess
 from tests.service.tritons import TIMEOUT_SECONDS, Streaming, step
 from tests.service.zoo import CLOSE, MODELS
@@ -60,6 +62,17 @@ def test_an_error_is_told_in_its_place_and_the_stream_goes_on(stream: Streaming,
         with pytest.raises(InferenceServerException, match=words):
             stream.reply()
     np.testing.assert_allclose(stream.y(), LSTM.whole(x)[1:], **CLOSE)
+
+
+def test_steps_read_before_bytes_that_are_no_message_are_answered(caller: Caller, session: str):
+    """Again and again: a reply may be on its way out just then, and the stream must not wait for it for ever."""
+    call = caller.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+    for _ in range(60):
+        replies = call(iter([b"", b"\xff"]), timeout=10)
+        next(replies)
+        with pytest.raises(grpc.RpcError) as refused:
+            next(replies)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_the_asyncio_client_gets_the_same_and_a_half_closed_stream_is_finished(

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recurra.models import Signature
-from recurra.server.api import inputs, operations
+from recurra.server.api import duplex, inputs, operations
 from recurra.server.engine.engine import Engine
 from recurra.server.engine.operation import Block, Kind, Rows
 from recurra.server.served import Served
 from recurra.server.store import record
 from recurra.v1 import inference_pb2
-from recurra.wire.errors import Draining, InvalidArgument, Overloaded, RecurraError, to_status
+from recurra.wire.errors import InvalidArgument, Overloaded, RecurraError, to_status
 from recurra.wire.tensors import to_tensor
 
 Array = NDArray[Any]
@@ -57,19 +57,12 @@ class FrameStream:
         self._open = 0  # frames not answered yet
 
     async def serve(self, requests: AsyncIterator[inference_pb2.StreamPredictRequest]) -> None:
-        """Read until the client is done, answering meanwhile.
+        """Read until the client is done, answering meanwhile; what was read is answered, however the reading ends.
 
-        Raises InvalidArgument for a malformed message, Draining where the server stops: what was read is answered.
+        Raises InvalidArgument for a malformed message, Draining where the server stops.
         """
         try:
-            with self._served.stream():
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._write(), name="frames out")
-                    reading = tasks.create_task(self._read(requests), name="frames in")
-            if reading.cancelled():
-                raise Draining("this replica is shutting down: retry, another one serves")
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from None
+            await duplex.serve(self._served, self._read(requests), self._write())
         finally:
             for block in [*self._flying]:
                 self._bound().cancel(block)
@@ -89,8 +82,8 @@ class FrameStream:
         match request.WhichOneof("kind"):
             case "frame":
                 await self._room.acquire()
-                self._open += 1
                 self._submit(request.frame)
+                self._open += 1
             case "bind":
                 self._bind(request.bind)
             case "unbind":

@@ -9,10 +9,10 @@ from typing import Any, Final
 import grpc.aio
 
 from recurra.inference import service_pb2
-from recurra.server.api import operations
+from recurra.server.api import duplex, operations
 from recurra.server.api.triton.front import Fronts
 from recurra.server.api.triton.step import Step
-from recurra.wire.errors import Draining, RecurraError
+from recurra.wire.errors import RecurraError
 
 _MAX_STEPS: Final = 4_096  # in flight on one stream; then it is not read on
 
@@ -20,7 +20,7 @@ Response = service_pb2.ModelStreamInferResponse
 
 
 class InferStream:
-    """One call: a task reads and submits, another answers."""
+    """One call: a task reads and submits, the call's own answers."""
 
     def __init__(self, fronts: Fronts, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self._fronts, self._context = fronts, context
@@ -29,19 +29,12 @@ class InferStream:
         self._flying: set[Step] = set()
 
     async def serve(self, requests: AsyncIterator[service_pb2.ModelInferRequest]) -> None:
-        """Read until the client is done, answering meanwhile.
+        """Read until the client is done, answering meanwhile; what was read is answered, however the reading ends.
 
-        Raises Draining where the server stops: what was read is answered.
+        Raises DecodeError for what is no message, Draining where the server stops.
         """
         try:
-            with self._fronts.served.stream():
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._write(), name="steps out")
-                    reading = tasks.create_task(self._read(requests), name="steps in")
-            if reading.cancelled():
-                raise Draining("this replica is shutting down: retry, another one serves")
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from None
+            await duplex.serve(self._fronts.served, self._read(requests), self._write())
         finally:
             for step in self._flying:
                 step.cancel()
