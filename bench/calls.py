@@ -1,4 +1,4 @@
-"""Unary calls over HTTP/2 by hand: a tenth of what gRPC's client costs, so that a caller can outrun the server.
+"""Unary calls over HTTP/2 by hand: a third of what gRPC's client costs, so that a caller can outrun the server.
 
 Calls go by a schedule, whatever became of those before. The server's settings are kept to, as gRPC keeps to them: a
 call beyond its streams or its window waits here, and is given up at its deadline.
@@ -29,6 +29,7 @@ _END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
 _HEAD: Final = struct.Struct(">HBBBI")  # a frame's: 24 bits of size, type, flags, stream
 _LARGE: Final = (1 << 31) - 1
 _PATH: Final = "/recurra.v1.InferenceService/Predict"
+_REFUSED: Final = struct.pack(">I", 7)  # REFUSED_STREAM
 LATE: Final = "late"
 TOO_LATE: Final = "4"  # as the server says it
 
@@ -71,6 +72,8 @@ class Calls(asyncio.Protocol):
         self._buffer = b""
         self._next, self._most, self._window = 1, 100, 65_535
         self._due: dict[int, float] = {}  # by stream
+        self._sent: dict[int, bytes] = {}
+        self._again: list[tuple[float, bytes]] = []
         self._deadlines: list[tuple[float, int]] = []
         self._waiting: deque[tuple[float, bytes]] = deque()
         self._decoder, self._known = Decoder(), dict[bytes, dict[str, str]]()
@@ -82,7 +85,7 @@ class Calls(asyncio.Protocol):
         self.settled = asyncio.Event()
 
     def __len__(self) -> int:
-        return len(self._due) + len(self._waiting)
+        return len(self._due) + len(self._waiting) + len(self._again)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -98,6 +101,8 @@ class Calls(asyncio.Protocol):
 
     def call(self, due: float, data: bytes) -> None:
         """Make a call that was due then, or have it wait for its turn."""
+        self._waiting.extendleft(self._again)
+        self._again.clear()
         self._waiting.append((due, data))
         self.send()
 
@@ -112,7 +117,7 @@ class Calls(asyncio.Protocol):
             due, data = self._waiting.popleft()
             stream, self._next = self._next, self._next + 2
             self._window -= len(data)
-            self._due[stream] = due
+            self._due[stream], self._sent[stream] = due, data
             heapq.heappush(self._deadlines, (due + self._timeout, stream))
             out += [
                 _head(len(self._block), _HEADERS, _END_HEADERS, stream),
@@ -122,6 +127,7 @@ class Calls(asyncio.Protocol):
             ]
         while self._deadlines and self._deadlines[0][0] < now:
             _, stream = heapq.heappop(self._deadlines)
+            self._sent.pop(stream, None)
             if self._due.pop(stream, None) is not None:  # as gRPC does at a deadline
                 self._tally.outcomes[LATE] += 1
                 out += [_head(4, _RST, 0, stream), struct.pack(">I", 8)]
@@ -145,6 +151,8 @@ class Calls(asyncio.Protocol):
         assert self._transport is not None
         if kind == _HEADERS and flags & _END_STREAM:
             self._end(stream, self._said(body))
+        elif kind == _RST and body == _REFUSED and stream in self._due:  # not seen by the server; gRPC sends it again
+            self._again.append((self._due.pop(stream), self._sent.pop(stream)))
         elif kind == _RST:
             self._end(stream, {"grpc-status": "RST"})
         elif kind == _SETTINGS and not flags & _ACK:
@@ -170,7 +178,7 @@ class Calls(asyncio.Protocol):
         return said
 
     def _end(self, stream: int, said: dict[str, str]) -> None:
-        due = self._due.pop(stream, None)
+        due, _ = self._due.pop(stream, None), self._sent.pop(stream, None)
         if due is None:
             return
         now, tally = time.perf_counter(), self._tally

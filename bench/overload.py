@@ -1,6 +1,6 @@
 """What a server does that is offered three times what it can serve, and one whose store hangs.
 
-    python -m bench.overload [--quick] [--seconds 60] [--times 3] [--timeout 1]
+    python -m bench.overload [--quick] [--seconds 60] [--times 3] [--timeout 3]
 
 An LSTM 2x256, committed; the store's file is everysec. Unary calls of 1,024 sessions come by a schedule over eight
 connections, each with a deadline, and are not made again. First as much as is answered (the peak, 256 in flight), then
@@ -37,8 +37,8 @@ _SLICE_SECONDS: Final = 0.5
 _STOPPED: Final = (4.0, 12.0)  # of 24 seconds
 _LEAST, _MOST_BYTES = 0.8, 256 << 20
 Phase = dict[str, Any]
-"""By name: "slices" of half a second, each [offered, answered in time, refused, server's bytes, store's bytes]; totals by
-outcome; "untold", how many of the refused were not told when to come back; the latencies of those answered, seconds."""
+"""By name: "slices" of half a second, each [offered, answered in time, refused, server's bytes, store's bytes]; totals
+by outcome; "untold", the refused that were not told when to come back; the server's "cores"; latencies in seconds."""
 
 
 def main() -> None:
@@ -49,13 +49,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a sixth of it")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long too much is offered")
     parser.add_argument("--times", type=float, default=3.0, help="the peak")
-    parser.add_argument("--timeout", type=float, default=1.0, help="of a call, in seconds")
-    parser.add_argument("--transport", default="grpc", help="as of recurra serve")
+    parser.add_argument("--timeout", type=float, default=3.0, help="of a call, in seconds")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     seconds = options.seconds / 6 if options.quick else options.seconds
     with tempfile.TemporaryDirectory(prefix="recurra-overload-") as folder:
-        found = asyncio.run(_run(Path(folder), seconds, options.times, options.timeout, options.transport))
+        found = asyncio.run(_run(Path(folder), seconds, options.times, options.timeout))
     output = options.output or (results.QUICK if options.quick else results.KEPT)
     results.save("overload", found, output)
     if output == results.KEPT:
@@ -92,8 +91,9 @@ def table(found: dict[str, Any]) -> str:
         p50, p99 = phase["latencies"]
         most = max(row[3] for row in phase["slices"]) / 1e6
         rows.append(
-            f"| {name} | {offered:,.0f} | {goodput(phase):,.0f} | {p50:.2f}, {p99:.2f} | {late / total:.0%} | "
-            f"{refused / total:.0%} | {phase['untold'] / max(1, refused):.0%} of these | {most:,.0f} |"
+            f"| {name} | {offered:,.0f} | {goodput(phase):,.0f} | {phase['cores']:.2f} | {p50:.2f}, {p99:.2f} "
+            f"| {late / total:.0%} | {refused / total:.0%} | {phase['untold'] / max(1, refused):.0%} of these "
+            f"| {most:,.0f} |"
         )
     streams = found["streams"]
     rows.append(
@@ -102,11 +102,11 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-async def _run(folder: Path, seconds: float, times: float, patience: float, transport: str) -> dict[str, Any]:
+async def _run(folder: Path, seconds: float, times: float, patience: float) -> dict[str, Any]:
     repository, shape = models.repository(folder / "models", lstm=models.lstm()), models.EXAMPLES["lstm"].shape
     with (
         processes.store(folder / "store", append_only="everysec") as (url, store),
-        processes.server(repository, url, "--transport", transport) as (address, server),
+        processes.server(repository, url) as (address, server),
     ):
         load = Load(address, Requests("lstm", names(_SESSIONS), shape), server, store)
         await load.closed(3.0)  # every session is in a slot
@@ -148,7 +148,7 @@ class Load:
         for line in lines:
             await line.settled.wait()
         began = tally.began = time.perf_counter()
-        due = Schedule(began, rate)
+        due, used = Schedule(began, rate), processes.cpu_microseconds(self._pids[0])
         with self._hanging() as hang:
             while (now := time.perf_counter()) < began + seconds:
                 for line in lines:
@@ -162,6 +162,7 @@ class Load:
                     held.append([processes.resident_bytes(pid) for pid in self._pids])
                 hang(stopped is not None and stopped[0] <= now - began < stopped[1])
                 await asyncio.sleep(0.001)
+        used = processes.cpu_microseconds(self._pids[0]) - used
         until = time.perf_counter() + patience
         while any(map(len, lines)) and time.perf_counter() < until:
             for line in lines:
@@ -175,6 +176,7 @@ class Load:
             "slices": slices,
             "outcomes": dict(tally.outcomes),
             "untold": tally.untold,
+            "cores": results.short(used / 1e6 / seconds),
             "open": tally.open,
             "latencies": spread,
         }

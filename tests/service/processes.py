@@ -80,7 +80,7 @@ class ServerProcess:
 
     @property
     def log(self) -> str:
-        return self._log.read_text()
+        return self._log.read_text(errors="replace")
 
     @property
     def store_socket(self) -> str:

@@ -7,7 +7,7 @@ be told in words.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from random import Random
 from typing import Any, Final
@@ -55,13 +55,36 @@ def forget() -> None:
     _BEFORE.clear()
 
 
-def told(state: int) -> str:
-    """A state in words: the base, and every input since."""
-    xs: list[str] = []
+def before(state: int, steps: int) -> int | None:
+    """The state so many timesteps earlier."""
+    for _ in range(steps):
+        if state not in _BEFORE:
+            return None
+        state = _BEFORE[state][0]
+    return state if steps >= 0 else None
+
+
+def history(state: int) -> tuple[int, list[int]]:
+    """The base of a state, and every input since."""
+    xs: list[int] = []
     while state in _BEFORE:
         state, x = _BEFORE[state]
-        xs.append(str(x))
-    return " ".join(["fresh" if state == FRESH else f"set {state}", *xs[::-1]])
+        xs.append(x)
+    return state, xs[::-1]
+
+
+def states(state: int) -> Iterator[int]:
+    """A state, and all before it."""
+    yield state
+    while state in _BEFORE:
+        state, _ = _BEFORE[state]
+        yield state
+
+
+def told(state: int) -> str:
+    """A state in words."""
+    base, xs = history(state)
+    return " ".join(["fresh" if base == FRESH else f"set {base}", *map(str, xs)])
 
 
 class Runner:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from recurra.server.engine.operation import Kind
 from recurra.server.store import record
 from recurra.wire.errors import (
     AlreadyApplied,
@@ -59,6 +60,14 @@ class Violation(Exception):
     """Something that must never be was seen."""
 
 
+class Unexplained(Violation):
+    """An error that nothing explains."""
+
+
+class Idle(Violation):
+    """All is well, and yet nothing is acknowledged."""
+
+
 class Vague(Exception):
     """Too much is unknown for any more to be told apart."""
 
@@ -77,15 +86,30 @@ class Stored:
     held: dict[str, set[Place]] = field(default_factory=dict)
     copied: dict[str, set[Place]] = field(default_factory=dict)
 
-    def written(self, data: bytes) -> None:
-        self._note(self.held, data)
+    def written(self, there: bytes | None, new: bytes) -> None:
+        """A record takes the place of another: it goes on from it, and only a create begins where nothing is."""
+        found = unpacked(new)
+        self._note(self.held, found)
+        head = found.header[0]
+        if there is None:
+            if (head["id"] != head["incarnation"]).any():
+                raise Violation(f"created by what does not create: '{found.name}' at {_place(found)}")
+            return
+        before = unpacked(there)
+        if before.header["kind"][0] == record.CLOSED:
+            return
+        same = (before.header["incarnation"] == head["incarnation"]).all()
+        steps = int(head["position"]) - int(before.header["position"][0])
+        rebased = head["operation"] != Kind.PREDICT
+        if not same or not (rebased or chain.before(_place(found)[0], steps) == _place(before)[0]):
+            was, now = chain.told(_place(before)[0]), chain.told(_place(found)[0])
+            raise Violation(f"two histories of '{found.name}': [{was}] is followed by [{now}]")
 
     def replicated(self, data: bytes) -> None:
-        self._note(self.copied, data)
+        self._note(self.copied, unpacked(data))
 
     @staticmethod
-    def _note(places: dict[str, set[Place]], data: bytes) -> None:
-        found = unpacked(data)
+    def _note(places: dict[str, set[Place]], found: record.Record) -> None:
         places.setdefault(found.name, set()).add(_place(found))
 
 
@@ -128,7 +152,7 @@ class Truth:
             self._open = set()
         self._asked = asked
 
-    def _places(self) -> set[Place]:
+    def places(self) -> set[Place]:
         """Where it may stand before the operation; whoever knows nothing of it cannot know that the store lost it."""
         if self._naive and (self._stored.lost() or self._mortal):
             return self.at | {START} | self._stored.held.get(self.name, set())
@@ -137,7 +161,7 @@ class Truth:
     def _after(self, xs: Sequence[int]) -> dict[Place, list[int]]:
         """By the place where it would stand then: the outputs."""
         after = {}
-        for state, position in self._places():
+        for state, position in self.places():
             outputs = chain.follow(state, xs)
             after[outputs[-1], position + len(xs)] = outputs
         return after
@@ -147,7 +171,7 @@ class Truth:
         after = self._after(xs)
         place = next((place for place, right in after.items() if right == list(outputs)), None)
         if place is None:
-            right = " or ".join(f"[{chain.told(state)}]" for state, _ in sorted(self._places()))
+            right = " or ".join(f"[{chain.told(state)}]" for state, _ in sorted(self.places()))
             wrong = chain.told(outputs[-1])
             raise Violation(f"wrong reply: '{self.name}' was asked {list(xs)} at {right}, and answered [{wrong}]")
         if position is not None and position != place[1]:
@@ -233,7 +257,7 @@ class Truth:
         if isinstance(error, _LOSSES) and (self._stored.lost() > 0 or self.doubtful or self._mortal):
             return
         if isinstance(error, RecurraError):
-            raise Violation(f"an error without a reason: '{self.name}': {error.reason}: {error}")
+            raise Unexplained(f"an error without a reason: '{self.name}': {error.reason}: {error}")
         raise error
 
     def ends_at(self, data: bytes | None) -> None:
@@ -241,3 +265,28 @@ class Truth:
         found = START if data is None else _place(unpacked(data))
         if found not in self.at | self._open:
             raise Violation(f"the store ends at {found}, '{self.name}' at {self.at | self._open}")
+
+
+class Shared:
+    """One session that several write: every reply is a history in which each input has its place, once."""
+
+    def __init__(self, name: str, stored: Stored) -> None:
+        self.name, self._stored = name, stored
+        self.asked: set[int] = set()
+        self.last = chain.FRESH  # that was acknowledged to anybody
+
+    def asks(self, xs: Sequence[int]) -> int:
+        """What is acknowledged by now, which the answer must rest on."""
+        self.asked.update(xs)
+        return self.last
+
+    def predicted(self, xs: Sequence[int], outputs: Sequence[int], rests_on: int) -> None:
+        """A predict was answered; see `asks`."""
+        state = int(outputs[-1])
+        base, history = chain.history(state)
+        wrong = base != chain.FRESH or len(set(history)) < len(history) or not self.asked.issuperset(history)
+        if wrong or history[-len(xs) :] != list(xs) or chain.history(int(outputs[0]))[1] != history[: 1 - len(xs) or None]:
+            raise Violation(f"wrong reply: '{self.name}' was asked {list(xs)}, and answered [{chain.told(state)}]")
+        if rests_on not in chain.states(state) and not self._stored.lost():
+            raise Violation(f"lost: '{self.name}' had [{chain.told(rests_on)}], and answered [{chain.told(state)}]")
+        self.last = state

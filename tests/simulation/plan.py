@@ -51,7 +51,7 @@ class Plan:
     impatience: float = 0.0
     long: float = 0.0
     shuffles: bool = True
-    operations: int = 120
+    operations: int = 60
     model: Model = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -67,10 +67,10 @@ class Plan:
         faults = [*_OF_REPLICAS, *_OF_THE_STORE, *(_LOSSES * 2 if loses else ())]
         if not mortal:
             faults = [name for name in faults if name != "clock"]
-        crowd = random.random() < 0.1
+        crowd = random.random() < 0.06
         users = []
         for _ in range(random.choice((1, 1, 2, 3))):
-            kind = random.choice(("Caller", "ByHand", "Streamer", "Streamer", "Batcher", "Piper"))
+            kind = random.choice(("Caller", "ByHand", "Streamer", "Streamer", "Batcher", "Piper", "Rivals"))
             level = random.choice(_LEVELS)
             users.append((kind, random.choice((1, 2, 4)), level))
         if crowd:

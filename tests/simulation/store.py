@@ -30,10 +30,10 @@ _NOTHING: Final = bytes(record.HEADER.itemsize)
 
 @dataclass
 class Node:
-    """One store's memory. `written`: told of each record that takes its place."""
+    """One store's memory. `written`: told of each record that takes its place, after the one that was there."""
 
     now: Callable[[], float]
-    written: Callable[[Node, bytes], None] = lambda *_: None
+    written: Callable[[Node, bytes | None, bytes], None] = lambda *_: None
     records: dict[bytes, tuple[bytes, float]] = field(default_factory=dict)  # with when they expire
     log: list[tuple[bytes, bytes, float]] = field(default_factory=list)
     full: bool = False
@@ -49,7 +49,7 @@ class Node:
         """The script, for one session."""
         size = record.HEADER.itemsize
         there = (self.get(key) or b"")[:size]
-        if there == expected or (there == b"" and expected == _NOTHING):
+        if self.matches(there, expected, new):
             if self.full:
                 return StoreFull("the store has no memory left")
             self._set(key, new, ttl_ms)
@@ -62,10 +62,16 @@ class Node:
             return DUPLICATE
         return StoreFull("the store has no memory left") if self.full else there
 
+    @staticmethod
+    def matches(there: bytes, expected: bytes, new: bytes) -> bool:
+        """Whether what is there is what the writer expects."""
+        return there == expected or (there == b"" and expected == _NOTHING)
+
     def _set(self, key: bytes, new: bytes, ttl_ms: int) -> None:
+        there = self.get(key)
         self.records[key] = new, self.now() + ttl_ms / 1000
         self.log.append((key, *self.records[key]))
-        self.written(self, new)
+        self.written(self, there, new)
 
     def as_of(self, upto: int) -> Node:
         """The store as it was after so many writes."""
@@ -85,7 +91,7 @@ class Cluster:
     """
 
     def __init__(
-        self, random: Random, written: Callable[[bytes], None], replicated: Callable[[bytes], None]
+        self, random: Random, written: Callable[[bytes | None, bytes], None], replicated: Callable[[bytes], None]
     ) -> None:
         """`written`, `replicated`: told of each record that a primary, or the replica, takes."""
         self._random, self._written, self._replicated_record = random, written, replicated
@@ -152,9 +158,9 @@ class Cluster:
         for link in self.links:
             link.cut()
 
-    def _wrote(self, node: Node, data: bytes) -> None:
+    def _wrote(self, node: Node, there: bytes | None, new: bytes) -> None:
         self.lost += node is not self.primary
-        self._written(data)
+        self._written(there, new)
 
     def _become(self, node: Node) -> None:
         self.lost += len(self.primary.log) - len(node.log)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from itertools import count
 from random import Random
@@ -29,7 +29,7 @@ from recurra.wire.errors import (
 )
 from recurra.wire.tensors import to_array, to_tensor
 from tests.simulation import chain
-from tests.simulation.oracle import Violation
+from tests.simulation.oracle import Idle, Shared, Truth, Violation
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -210,7 +210,7 @@ class Caller(Writer):
             outputs = await self.session.predict(chain_input(xs), commit=False)
         except RecurraError as error:
             return error
-        if not any(chain.follow(state, xs) == outputs.tolist() for state, _ in self.truth.at):
+        if not any(chain.follow(state, xs) == outputs.tolist() for state, _ in self.truth.places()):
             raise Violation(f"wrong what-if: '{self.name}' answered {outputs}; it stood at {self.truth.at}")
         return None
 
@@ -236,20 +236,13 @@ class Streamer(Writer):
 
     async def turn(self) -> None:
         """Some operations of each, all at once; then the stream is closed, or dropped."""
-        await self._together(self.random.choice((2, 5, 12)))
+        operations = self.random.choice((2, 5, 12))
+        await together([self._some(name, operations) for name in self.names])
         if self.happens(0.5):
             if await self.close():
                 self.renew()
         elif self.happens(0.5):
             await self.drop()
-
-    async def _together(self, operations: int) -> None:
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for name in self.names:
-                    tasks.create_task(self._some(name, operations))
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from None
 
     async def _some(self, name: str, operations: int) -> None:
         for _ in range(operations):
@@ -311,7 +304,7 @@ class Streamer(Writer):
         for _ in range(20):
             if await self.close():
                 return
-        raise Violation("the stream cannot be closed")
+        raise Idle("the stream cannot be closed")
 
 
 class Batcher(Writer):
@@ -428,7 +421,7 @@ class Batcher(Writer):
             await self.predict()
             if all(truth.acknowledged > before[name] for name, truth in self.truths.items()) and await self.close():
                 return
-        raise Violation("the batch is not acknowledged any more")
+        raise Idle("the batch is not acknowledged any more")
 
 
 class Piper(Writer):
@@ -640,6 +633,71 @@ class ByHand(Writer):
         await _persist(self, self.name, self.predict, follow)
 
 
+class Rivals(Writer):
+    """One session that several write, each by a handle of his own."""
+
+    def __init__(self, world: World, sessions: Sequence[str], level: Any) -> None:
+        super().__init__(world, (), level)
+        self.shared = Shared(sessions[0], world.stored)
+        self.handles = [self._handle() for _ in range(2)]
+
+    def _handle(self) -> Any:
+        client = self.made()
+        if self.level is None:
+            return client.session(chain.NAME, self.shared.name)
+        return client.batch(chain.NAME, [self.shared.name], durability=self.level)
+
+    async def work(self) -> None:
+        await together([self._write(place) for place in range(len(self.handles))])
+
+    async def _write(self, place: int) -> None:
+        while not self.world.healed:
+            await self.rest()
+            await self.predict(place)
+
+    async def predict(self, place: int) -> bool:
+        handle, xs = self.handles[place], [self.world.number()]
+        for _ in range(_TRIES):
+            rests_on = self.shared.asks(xs)
+            self.say("asks", place, self.shared.name, *xs)
+            try:
+                x = chain_input(xs)
+                outputs = await handle.predict(x if self.level is None else x[None])
+            except (RecurraError, BatchError) as failure:
+                [error] = failure.errors.values() if isinstance(failure, BatchError) else [failure]
+                self.say("failed", place, self.shared.name, *xs, error.reason, error)
+                if isinstance(error, _FOLLOWED) and not error.retryable:
+                    with suppress(RecurraError, BatchError):
+                        await handle.follow()
+                        self.say("follows", place, self.shared.name)
+                if not error.retryable:
+                    return False
+                continue
+            found = outputs.reshape(-1).tolist()
+            self.say("answered", place, self.shared.name, *xs, chain.told(found[-1]))
+            self.shared.predicted(xs, found, rests_on if self.level != "checkpointed" else chain.FRESH)
+            return True
+        return False
+
+    async def settle(self) -> None:
+        for place in range(len(self.handles)):
+            for _ in range(20):
+                if await self.predict(place):
+                    break
+            else:
+                raise Idle(f"'{self.shared.name}' is not acknowledged any more")
+
+
+async def together(works: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """All at once; the first that fails tells."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for work in works:
+                tasks.create_task(work)
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
+
+
 def _weather(error: RecurraError) -> RecurraError:
     """An error that a live history explains."""
     from recurra.wire.errors import Contended
@@ -658,4 +716,4 @@ async def _persist(writer: Writer, name: str, ask: Any, follow: Any) -> None:
         if error is not None and not getattr(error, "retryable", False):
             await follow()
         await asyncio.sleep(0.5)
-    raise Violation(f"'{name}' is not acknowledged any more: {error}")
+    raise Idle(f"'{name}' is not acknowledged any more: {error}")

@@ -39,6 +39,7 @@ _HANDSHAKE_MS: Final = 3_000
 _PING_MS: Final = 4_000  # the SDK asks every five seconds whether a replica lives
 _STREAMS_PER_CONNECTION: Final = 4_096
 _METADATA_BYTES: Final = 8 << 10  # of a call; nothing of Recurra's is in there
+_WAIT_SECONDS: Final = 2  # of a call that the event loop has no time for: gRPC then ends it, for a tenth of its cost
 _LAST_WORDS_SECONDS: Final = 0.5
 _log = Log(__name__)
 
@@ -166,6 +167,7 @@ def _grpc(
             ("grpc.max_concurrent_streams", _STREAMS_PER_CONNECTION),
             ("grpc.max_metadata_size", _METADATA_BYTES),
             ("grpc.absolute_max_metadata_size", 2 * _METADATA_BYTES),
+            ("grpc.server_max_unrequested_time_in_server", _WAIT_SECONDS),
             ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
             ("grpc.http2.min_ping_interval_without_data_ms", _PING_MS),
             ("grpc.so_reuseport", int(settings.workers > 1)),

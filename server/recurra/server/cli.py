@@ -17,7 +17,6 @@ _log = Log(__name__)
 def serve(argv: list[str]) -> int:
     """Run the server; the exit status."""
     settings = Settings.parse(argv, os.environ)
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # it would log what strangers send, byte for byte
     configure(settings.log_level, settings.log_format)
     _log.info("server.starting", **{name: str(value) for name, value in settings.public().items()})
     return run(settings, app.running if settings.workers == 1 else workers.running)

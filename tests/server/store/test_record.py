@@ -97,6 +97,15 @@ def test_every_single_byte_of_one_record_is_watched():
                 record.unpack(bytes(bad), OWN)
 
 
+def test_a_name_that_is_no_text_under_a_right_checksum_is_data_loss():
+    words = np.frombuffer(one().replace("ä".encode(), b"\xff\xfe"), "<u8").copy()
+    place = dict(HEADER.fields or {})["checksum"][1] // 8
+    words[place] = 0
+    words[place] = words.sum(dtype=np.uint64)
+    with pytest.raises(DataLoss):
+        record.unpack(words.tobytes(), OWN)
+
+
 def test_a_record_cut_short_or_with_more_behind_it_is_data_loss():
     good = one()
     for bad in (*(good[:size] for size in range(len(good))), good + bytes(8), good + b"\1"):

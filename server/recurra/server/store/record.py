@@ -152,16 +152,20 @@ def unpack(data: bytes, identity_: bytes) -> Record:
     name_end = size + int(fields["name_width"])
     state_end = name_end + int(fields["state_bytes"])
     reply_end = state_end + int(fields["reply_bytes"])
-    if (
-        len(data) != size + _words(reply_end - size)
-        or fields["identity"].tobytes() != identity_
-        or int(np.frombuffer(data, "<u8").sum(dtype=np.uint64)) != 2 * int(fields["checksum"]) % (1 << 64)
-    ):
+    whole = (
+        len(data) == size + _words(reply_end - size)
+        and fields["identity"].tobytes() == identity_
+        and int(np.frombuffer(data, "<u8").sum(dtype=np.uint64)) == 2 * int(fields["checksum"]) % (1 << 64)
+    )
+    try:
+        name = data[size : size + int(fields["name_bytes"])].decode() if whole else ""
+    except UnicodeDecodeError:
+        whole = False
+    if not whole:
         raise DataLoss(
             "the session's record in the store is corrupt: to start the session anew, delete its key, "
             f"which ends in {{{identity_.hex()}}}"
         )
-    name = data[size : size + int(fields["name_bytes"])].decode()
     return Record(header, name, data[name_end:state_end], data[state_end:reply_end])
 
 
