@@ -11,7 +11,7 @@ import pytest
 
 PROJECT = Path(__file__).parent.parent
 ROOTS = ("proto", "client", "server", "models")
-ROOMS = ("v1", "inference", "wire", "client", "models", "server")
+ROOMS = ("v1", "inference", "wire", "client", "command", "models", "server")
 MAX_FILE_BYTES = 1 << 20
 
 
@@ -86,3 +86,10 @@ def test_the_source_distribution_holds_the_whole_project(tmp_path):
 def test_no_tracked_file_is_larger_than_a_megabyte():
     sizes = {path: path.stat().st_size for path in tracked() if path.is_file()}
     assert {str(path): size for path, size in sizes.items() if size > MAX_FILE_BYTES} == {}
+
+
+def test_the_command_tells_grpcs_core_to_be_silent_before_it_is_loaded():
+    script = "import os, sys, recurra.command as c; assert 'grpc' not in sys.modules; sys.argv[1:] = ['nothing']\n"
+    script += "try: c.main()\nexcept SystemExit: print(os.environ['GRPC_VERBOSITY'], 'grpc' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ran.stdout.split() == ["NONE", "True"]
