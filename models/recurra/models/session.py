@@ -102,6 +102,10 @@ class Session:
         results: list[Array] = self._session.run(outputs, feed, _shrinking() if shrink else None)
         return results
 
+    def close(self) -> None:
+        """Give the memory back: it is not run any more; others like it may still be made."""
+        del self._session
+
     def buffer(self, shape: Sequence[int], dtype: np.dtype[Any]) -> Any:
         """Memory of the device that the graph runs on, of any content."""
         return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, dtype.newbyteorder("="), self._device, 0)

@@ -137,7 +137,11 @@ def _runner(model: models.Model, device: Device, settings: Settings, slots: int,
     """With the states on the device where that is asked for and the graph allows it, else on the host."""
     if settings.states == "device" or (settings.states == "auto" and model.program.session.on_gpu):
         try:
-            return PoolRunner(model, device, slots=slots, metrics=metrics)
+            runner = PoolRunner(model, device, slots=slots, metrics=metrics)
         except models.ModelRefused as error:
             _log.warning("states.on_host", model=model.name, reason=error)
+        else:
+            for program in filter(None, (model.program, model.ragged)):
+                program.session.close()  # it proved the model, and would keep the weights a second time
+            return runner
     return SlabRunner(model.signature, model.program, device, slots=slots, ragged=model.ragged, start=model.start)

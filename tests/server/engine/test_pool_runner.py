@@ -13,7 +13,7 @@ from recurra.models.pool import FIRST, FRESH
 from recurra.server.engine.device import Device
 from recurra.server.engine.pool import PoolRunner
 from recurra.server.engine.seams import Given
-from tests.server.engine.world import Replica, World, new_id, until
+from tests.server.engine.world import Replica, World, new_id, turned, until
 from tests.service import zoo
 
 SLOTS = 12
@@ -177,6 +177,35 @@ async def owned(a: Replica, *sessions: str) -> list[bytes]:
             await call.answer()
         last = ids
     return last
+
+
+async def test_fetched_states_stay_when_others_have_their_places(small, device):
+    runner = PoolRunner(small, device, slots=SLOTS)
+    slots, x = np.array([1, 2, 3]), np.ones((3, 1, 2), np.float32)
+    step = await runner.run([x], runner.gather(slots), fetch=False)
+    step.states.fetch()
+    runner.scatter(slots, step.states)
+    for _ in range(20):  # every place is somebody else's by then
+        later = await runner.run([x], runner.gather(slots), fetch=False)
+        runner.scatter(slots, later.states)
+    assert step.states.to_bytes().view(np.float32).tolist() == [[1, 1]] * 3
+
+
+async def test_a_session_that_is_let_go_while_it_is_run_is_committed_with_its_own_state(here: World):
+    a = await here.replica()
+    (last,) = await owned(a, "s")
+    slot = a.engine.slot("s")
+    gate = a.run.hold("run")
+    call = a.predict("s", np.full((1, 2), 8, np.float32), after=last, checkpointed=True)
+    await gate.here()
+    a.engine.leave(np.array([slot]))
+    await until(lambda: turned(lambda: not a.engine.slots.owned[slot]))
+    gate.open()
+    answer = await call.answer()
+    assert (answer.position, answer.durable) == (3, 3)
+    found = await a.engine.reader.look("s")
+    assert np.frombuffer(found.state, np.float32).tolist() == [8.75, 8.75]  # (1 / 2 + 1) / 2 + 8
+    np.testing.assert_array_equal(answer.y, [[8.75, 8.75]])
 
 
 async def test_more_sessions_than_slots_take_turns_on_the_device_and_lose_nothing(here: World):

@@ -111,6 +111,7 @@ class Outbox:
             durable = self._checkpoints.take(batch, headers, outputs + told)
             self._pending.answer(batch, outputs, told, headers, durable)
         else:
+            states.fetch()  # a session that was let go while its batch was run is committed all the same
             self._unsent.append((self._commits.prepare(batch, outcome.rebased), outputs, told, states))
             self._runner.scatter(batch.slots, states)
             if batch.head.closes:  # what comes next under this name starts fresh

@@ -84,6 +84,9 @@ class PoolStates:
     def finite(self) -> NDArray[np.bool_]:
         return np.ones(len(self), bool) if self._finite is None else self._finite
 
+    def fetch(self) -> None:
+        self.to_bytes()
+
     def tensors(self) -> list[Array]:
         return tensors(self._runner.specs, self.to_bytes())
 

@@ -44,6 +44,9 @@ class HostStates:
                 finite &= np.isfinite(array.transpose(spec.rows_first)).reshape(len(finite), -1).all(1)
         return finite
 
+    def fetch(self) -> None:
+        pass
+
     def tensors(self) -> list[Array]:
         return [array.transpose(spec.rows_first) for array, spec in zip(self.arrays, self._specs, strict=True)]
 

@@ -49,6 +49,9 @@ class States(Protocol):
     def finite(self) -> NDArray[np.bool_]:
         """(N,) bool: whose hold neither a NaN nor an infinity, which would stay in them for ever."""
 
+    def fetch(self) -> None:
+        """Be on the host from now on: readable, too, when something else has become current at their slots."""
+
     def tensors(self) -> list[Array]:
         """On the host: in the signature's order, (N, *shape)."""
 
