@@ -141,7 +141,7 @@ class Truth:
         self._open: set[Place] = set()  # where the operation of unknown fate would have brought it
         self._asked: object = None
         self._naive = True
-        self.doubtful = False  # an earlier handle left an operation of unknown fate, or forgot what it had sent
+        self.doubtful = False  # an earlier handle left what the store did not have, or may get yet
         self.last: Place = START  # that was acknowledged
         self.acknowledged = 0
 
@@ -240,7 +240,7 @@ class Truth:
 
     def forgotten(self) -> None:
         """The handle knows nothing any more: it continues what it meets."""
-        self.doubtful, self._naive = self.doubtful or bool(self._open), True
+        self.doubtful, self._naive = self.doubtful or bool(self._open) or len(self.trail) > 1, True
         self.at = {*self.at, *self._open, *self.trail}
         self._open, self._asked = set(), None
         self.trail = sorted(self.at)
@@ -270,8 +270,9 @@ class Truth:
 class Shared:
     """One session that several write: every reply is a history in which each input has its place, once."""
 
-    def __init__(self, name: str, stored: Stored) -> None:
-        self.name, self._stored = name, stored
+    def __init__(self, name: str, stored: Stored, *, mortal: bool) -> None:
+        """`mortal`: it may expire."""
+        self.name, self._stored, self._mortal = name, stored, mortal
         self.asked: set[int] = set()
         self.last = chain.FRESH  # that was acknowledged to anybody
 
@@ -287,6 +288,6 @@ class Shared:
         wrong = base != chain.FRESH or len(set(history)) < len(history) or not self.asked.issuperset(history)
         if wrong or history[-len(xs) :] != list(xs) or chain.history(int(outputs[0]))[1] != history[: 1 - len(xs) or None]:
             raise Violation(f"wrong reply: '{self.name}' was asked {list(xs)}, and answered [{chain.told(state)}]")
-        if rests_on not in chain.states(state) and not self._stored.lost():
+        if rests_on not in chain.states(state) and not (self._stored.lost() or self._mortal):
             raise Violation(f"lost: '{self.name}' had [{chain.told(rests_on)}], and answered [{chain.told(state)}]")
         self.last = state

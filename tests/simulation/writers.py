@@ -638,7 +638,7 @@ class Rivals(Writer):
 
     def __init__(self, world: World, sessions: Sequence[str], level: Any) -> None:
         super().__init__(world, (), level)
-        self.shared = Shared(sessions[0], world.stored)
+        self.shared = Shared(sessions[0], world.stored, mortal=world.plan.mortal)
         self.handles = [self._handle() for _ in range(2)]
 
     def _handle(self) -> Any:
