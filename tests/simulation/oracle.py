@@ -144,6 +144,7 @@ class Truth:
         self.doubtful = False  # an earlier handle left what the store did not have, or may get yet
         self.last: Place = START  # that was acknowledged
         self.acknowledged = 0
+        self._told = False  # that the store lost it
 
     def asks(self, asked: object) -> None:
         """An operation is asked; the same as before after a failure is a retry of it."""
@@ -187,6 +188,7 @@ class Truth:
     def _reached(self, place: Place, durable: int) -> None:
         self.acknowledged += 1
         self.at, self._open, self._asked, self.last, self._naive = {place}, set(), None, place, False
+        self._told = False
         self.trail.append(place)
         self.secured(durable)
 
@@ -198,9 +200,13 @@ class Truth:
         if at is not None:
             self._held(at)
 
+    def told_lost(self) -> None:
+        """An error told that the store may have lost what was acknowledged."""
+        self._told = True
+
     def closed(self) -> None:
         """The store is told to have all that was acknowledged to this handle."""
-        if not self._naive:
+        if not (self._naive or self._told):
             self._held(max(at for at, place in enumerate(self.trail) if place == self.last))
 
     def _held(self, at: int) -> None:

@@ -104,6 +104,21 @@ class Plan:
             shuffles=random.random() < 0.8,
         )
 
+    @staticmethod
+    def rivalry(random: Random) -> Plan:
+        """Several write one session on servers that sleep, over a store that is thrown back."""
+        faults = ("zombie", "stop", "part", "lag_and_fail_over", "lag_and_fail_over", "roll_back", "empty")
+        return Plan(
+            replicas=3,
+            slots=8,
+            users=[("Rivals", 1, level) for level in (None, "committed", "checkpointed", "checkpointed")],
+            faults=[(random.choice((0.05, 0.3)), random.choice(faults)) for _ in range(8)],
+            weather=Weather(lost=0.03, slow=0.02, cut=0.03),
+            rests=(0.0, 0.01, 0.1),
+            loses=True,
+            operations=300,
+        )
+
     def writers(self, world: World) -> list[Writer]:
         """The users, each with sessions of his own."""
         from tests.simulation import writers

@@ -33,12 +33,14 @@ class Report:
 
     Attributes:
         violation: what must not be, and was.
+        wrong: it is a wrong reply or a broken invariant, not an error or a crash.
         trace: what happened, in order.
         seen: how often each kind of thing happened.
     """
 
     seed: int
     violation: str | None = None
+    wrong: bool = False
     trace: list[str] = field(default_factory=list)
     seen: Counter[str] = field(default_factory=Counter)
 
@@ -67,6 +69,7 @@ class World:
         """Something was raised that nobody waits for; the first tells."""
         error = context.get("exception")
         if self.report.violation is None:
+            self.report.wrong = type(error) is Violation
             self.report.violation = f"{type(error).__name__}: {error}{context['message']}"
             self.report.trace += traceback.format_exception(error) if error and not isinstance(error, Violation) else []
 

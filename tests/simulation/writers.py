@@ -272,6 +272,9 @@ class Streamer(Writer):
             await self.stream.close()
         except RecurraError as error:
             self.say("close failed", error.reason, error)
+            if isinstance(error, _FOLLOWED) and not error.retryable:
+                for truth in self.truths.values():
+                    truth.told_lost()
             return False
         self.say("closed")
         for truth in self.truths.values():
@@ -409,6 +412,9 @@ class Batcher(Writer):
             await self.batch.close()
         except (BatchError, RecurraError) as error:
             self.say("close failed", error)
+            for name, one in error.errors.items() if isinstance(error, BatchError) else dict.fromkeys(self.names, error).items():
+                if isinstance(one, _FOLLOWED) and not one.retryable:
+                    self.truths[name].told_lost()
             return False
         self.say("batch closed")
         for truth in self.truths.values():
