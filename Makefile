@@ -1,4 +1,4 @@
-# make demo | test | parity | lint | sdk-alone | bench | proto | setup | clean. Everything installs into .venv by itself.
+# make demo | test | simulate | parity | lint | sdk-alone | bench | proto | setup | clean. Everything installs into .venv by itself.
 PYTHON ?= python3
 PYTEST ?=
 VENV := .venv
@@ -14,7 +14,7 @@ protoc = $(BIN)/python -m grpc_tools.protoc -I proto -I "$(packages)" $(1) $(PRO
 stubs = $(call protoc,--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 	--python_out="$(1)" --grpc_python_out="$(1)" --mypy_out=quiet:"$(1)" --mypy_grpc_out=quiet:"$(1)")
 
-.PHONY: setup export-setup parity demo test sdk-alone lint lint-python lint-proto proto bench clean
+.PHONY: setup export-setup parity demo test simulate sdk-alone lint lint-python lint-proto proto bench clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -32,6 +32,12 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest $(PYTEST)
+
+# Seeds of the simulated world: SEEDS=20000, FROM=5000, or one with its trace, SEED=42. See docs/parts/simulate.md.
+SEEDS ?= 2000
+FROM ?= 0
+simulate: setup
+	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--start $(FROM) --seeds $(SEEDS))
 
 # The frameworks have an environment of their own: they take 3 GB.
 export-setup: $(EXPORT)/.ready

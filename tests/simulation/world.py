@@ -21,7 +21,7 @@ from tests.simulation.oracle import Idle, Stored, Truth, Vague, Violation, unpac
 from tests.simulation.plan import Plan
 from tests.simulation.replica import Replica
 from tests.simulation.store import Cluster
-from tests.simulation.writers import Writer
+from tests.simulation.writers import KINDS, Writer
 
 _PATIENCE_SECONDS: Final = 900.0  # of virtual time, for what must come to an end once all is well
 _CALM: Final = Weather()
@@ -70,7 +70,7 @@ class World:
         error = context.get("exception")
         if self.report.violation is None:
             self.report.wrong = type(error) is Violation
-            self.report.violation = f"{type(error).__name__}: {error}{context['message']}"
+            self.report.violation = f"{type(error).__name__}: {error}" if error else context["message"]
             self.report.trace += traceback.format_exception(error) if error and not isinstance(error, Violation) else []
 
     @property
@@ -96,7 +96,7 @@ class World:
         for _ in range(self.plan.replicas):
             self.network.replicas.append(self._replica())
         self.say("plan", self.plan)
-        writers = self.plan.writers(self)
+        writers = list(self._writers())
         users = Process("users")
         working = [users.begin(writer.work()) for writer in writers]
         fate = [users.begin(self._fate()), users.begin(self._heartbeat())]
@@ -116,6 +116,12 @@ class World:
             fate[1].cancel()
             for process in self.processes:
                 process.go_on()
+
+    def _writers(self) -> Iterator[Writer]:
+        """The users, each with sessions of his own."""
+        for place, (kind, sessions, level) in enumerate(self.plan.users):
+            count = sessions if kind in ("Streamer", "Batcher") else 1
+            yield KINDS[kind](self, [f"{kind} {place}.{at}" for at in range(count)], level)
 
     def _look_into_the_store(self) -> None:
         found = {}
