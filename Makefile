@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 # make demo | test | chaos | fuzz | simulate | parity | lint | sdk-alone | bench | proto | setup | clean. Everything installs into .venv by itself.
+=======
+# make demo | test | simulate | parity | lint | sdk-alone | bench | proto | setup | clean. Everything installs into .venv by itself.
+>>>>>>> simulate
 PYTHON ?= python3
 PYTEST ?=
 CHAOS ?=
@@ -20,7 +24,11 @@ stubs = $(call protoc,--python_out="$(1)" --grpc_python_out="$(1)" --mypy_out=qu
 	$(call protoc,--python_out="$(1)/recurra" --mypy_out=quiet:"$(1)/recurra",$(TRITONS)) && \
 	sed -i 's/_descriptor_pool.Default()/_descriptor_pool.DescriptorPool()/' "$(1)"/recurra/inference/*_pb2.py
 
+<<<<<<< HEAD
 .PHONY: setup export-setup parity demo test chaos fuzz simulate sdk-alone lint lint-python lint-proto proto bench clean
+=======
+.PHONY: setup export-setup parity demo test simulate sdk-alone lint lint-python lint-proto proto bench clean
+>>>>>>> simulate
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -48,6 +56,12 @@ chaos: setup
 # The fuzz of `make test` again and again, with other examples each time.
 fuzz: setup
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+
+# Seeds of the simulated world: SEEDS=20000, FROM=5000, or one with its trace, SEED=42. See docs/parts/simulate.md.
+SEEDS ?= 2000
+FROM ?= 0
+simulate: setup
+	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--start $(FROM) --seeds $(SEEDS))
 
 # The frameworks have an environment of their own: they take 3 GB.
 export-setup: $(EXPORT)/.ready

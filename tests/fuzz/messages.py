@@ -61,7 +61,10 @@ def messages(of: Descriptor, depth: int = 3) -> SearchStrategy[Message]:
 
 def _fill(draw: DrawFn, message: Message, field: FieldDescriptor, depth: int) -> None:
     if field.message_type is not None:
-        if depth and field.is_repeated:
+        if field.message_type.GetOptions().map_entry:
+            for entry in draw(st.lists(messages(field.message_type, depth - 1), max_size=3)) if depth else ():
+                _put(getattr(message, field.name), entry)
+        elif depth and field.is_repeated:
             getattr(message, field.name).extend(draw(st.lists(messages(field.message_type, depth - 1), max_size=3)))
         elif depth:
             getattr(message, field.name).CopyFrom(draw(messages(field.message_type, depth - 1)))
@@ -73,13 +76,20 @@ def _fill(draw: DrawFn, message: Message, field: FieldDescriptor, depth: int) ->
         setattr(message, field.name, draw(values))
 
 
+def _put(there: Any, entry: Any) -> None:
+    if hasattr(there, "get_or_create"):
+        there[entry.key].CopyFrom(entry.value)
+    else:
+        there[entry.key] = entry.value
+
+
 def _values(field: FieldDescriptor) -> SearchStrategy[Any]:
     if field.type in _WHOLE:
         low, high = _WHOLE[field.type]
         edges = [edge for edge in (*_EDGES, -1, low, high) if low <= edge <= high]
         return st.sampled_from(edges) | st.integers(low, high) | st.integers(0, 4)
     match field.name, field.type:
-        case "model", _:
+        case "model" | "model_name", _:
             return st.sampled_from(MODELS)
         case "session" | "sessions", _:
             return SESSIONS

@@ -115,12 +115,7 @@ class Loop(base_events.BaseEventLoop):
     def _run_once(self) -> None:
         scheduled, ready = self._scheduled, self._ready
         if not ready:
-            while scheduled and scheduled[0]._cancelled:
-                heapq.heappop(scheduled)._scheduled = False
-            if not scheduled and not self._stopping:
-                raise Stuck(f"nothing is left to happen at {self._now:.3f} s")
-            if scheduled and scheduled[0]._when > self._now:
-                self._now, self._turns = scheduled[0]._when, 0
+            self._go_on()
         while scheduled and scheduled[0]._when <= self._now:
             timer = heapq.heappop(scheduled)
             timer._scheduled = False
@@ -140,6 +135,16 @@ class Loop(base_events.BaseEventLoop):
                 owner.hold(handle)
             else:
                 handle._run()
+
+    def _go_on(self) -> None:
+        """To the time of the next timer."""
+        scheduled = self._scheduled
+        while scheduled and scheduled[0]._cancelled:
+            heapq.heappop(scheduled)._scheduled = False
+        if not scheduled and not self._stopping:
+            raise Stuck(f"nothing is left to happen at {self._now:.3f} s")
+        if scheduled and scheduled[0]._when > self._now:
+            self._now, self._turns = scheduled[0]._when, 0
 
     def _process_events(self, _: Any) -> None:
         raise AssertionError("there are no events but timers")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from random import Random
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -16,6 +18,7 @@ from recurra.server.engine.checkpoints import Checkpoints
 from recurra.server.engine.commits import Commits
 from recurra.server.engine.operation import Kind
 from recurra.server.store import record
+from tests.simulation.plan import Plan
 from tests.simulation.store import Cluster, Node
 
 Array = np.ndarray
@@ -90,11 +93,6 @@ def all_durable(checkpoints: Checkpoints, batch: Batch, headers: Array, tensors:
     return headers["position"]
 
 
-def stale_epochs(pending: Any, batch: Batch) -> Array:
-    """What rests on a commit that failed is kept."""
-    return np.ones(len(batch), bool)
-
-
 def no_retry(history: History, request: object, nbytes: int, **more: Any) -> Any:
     """The SDK names a retry anew."""
     pending, history._pending = history._pending, []
@@ -119,29 +117,40 @@ def _head(data: bytes) -> Any:
     return np.frombuffer(data[: record.HEADER.itemsize], record.HEADER)[0]
 
 
-def _patched(*places: tuple[Any, str, Any]) -> Callable[[], AbstractContextManager[Any]]:
-    def entered() -> ExitStack:
-        stack = ExitStack()
-        for owner, name, mutant in places:
-            stack.enter_context(patch.object(owner, name, mutant))
-        return stack
+@dataclass(frozen=True)
+class Mutant:
+    """What takes the place of what. `plan`: of runs that are likely to show it."""
 
-    return entered
+    places: tuple[tuple[Any, str, Any], ...]
+    plan: Callable[[Random], Plan] = Plan.drawn
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for owner, name, mutant in self.places:
+                stack.enter_context(patch.object(owner, name, mutant))
+            yield
 
 
+def _one(owner: Any, name: str, mutant: Any, plan: Callable[[Random], Plan] = Plan.drawn) -> Mutant:
+    return Mutant(((owner, name, mutant),), plan)
+
+
+_NO_DIGEST: Final = (
+    (admission, "digests", no_digest),
+    (Batch, "digests", lambda batch: no_digest([], batch.slots)),
+)
 MUTANTS: Final = {
-    "after ignored": _patched((admission, "continues", after_ignored)),
-    "no input digest": _patched(
-        (admission, "digests", no_digest), (Batch, "digests", lambda batch: no_digest([], batch.slots))
-    ),
-    "no dedupe": _patched((admission, "continues", no_dedupe)),
-    "compare of position only": _patched((Node, "matches", staticmethod(position_only))),
-    "create on missing": _patched((Node, "matches", staticmethod(create_on_missing))),
-    "owner not fenced": _patched((Node, "matches", staticmethod(owner_not_fenced))),
-    "reply before commit": _patched((Commits, "_fly", reply_before_commit)),
-    "reset lost": _patched((Batch, "give", reset_lost)),
-    "replicas not waited for": _patched((Cluster, "has_replicated", no_wait)),
-    "durable too early": _patched((Checkpoints, "take", all_durable)),
-    "a retry is named anew": _patched((History, "name", no_retry)),
-    "nothing is replayed": _patched((History, "since", no_replay)),
+    "after ignored": _one(admission, "continues", after_ignored),
+    "no input digest": Mutant(_NO_DIGEST),
+    "no dedupe": _one(admission, "continues", no_dedupe),
+    "compare of position only": _one(Node, "matches", staticmethod(position_only), Plan.rivalry),
+    "create on missing": _one(Node, "matches", staticmethod(create_on_missing), Plan.rivalry),
+    "owner not fenced": _one(Node, "matches", staticmethod(owner_not_fenced), Plan.rivalry),
+    "reply before commit": _one(Commits, "_fly", reply_before_commit),
+    "reset lost": _one(Batch, "give", reset_lost),
+    "replicas not waited for": _one(Cluster, "has_replicated", no_wait),
+    "durable too early": _one(Checkpoints, "take", all_durable),
+    "a retry is named anew": _one(History, "name", no_retry),
+    "nothing is replayed": _one(History, "since", no_replay),
 }

@@ -141,9 +141,10 @@ class Truth:
         self._open: set[Place] = set()  # where the operation of unknown fate would have brought it
         self._asked: object = None
         self._naive = True
-        self.doubtful = False  # an earlier handle left an operation of unknown fate, or forgot what it had sent
+        self.doubtful = False  # an earlier handle left what the store did not have, or may get yet
         self.last: Place = START  # that was acknowledged
         self.acknowledged = 0
+        self._told = False  # that the store lost it
 
     def asks(self, asked: object) -> None:
         """An operation is asked; the same as before after a failure is a retry of it."""
@@ -187,6 +188,7 @@ class Truth:
     def _reached(self, place: Place, durable: int) -> None:
         self.acknowledged += 1
         self.at, self._open, self._asked, self.last, self._naive = {place}, set(), None, place, False
+        self._told = False
         self.trail.append(place)
         self.secured(durable)
 
@@ -198,9 +200,13 @@ class Truth:
         if at is not None:
             self._held(at)
 
+    def told_lost(self) -> None:
+        """An error told that the store may have lost what was acknowledged."""
+        self._told = True
+
     def closed(self) -> None:
         """The store is told to have all that was acknowledged to this handle."""
-        if not self._naive:
+        if not (self._naive or self._told):
             self._held(max(at for at, place in enumerate(self.trail) if place == self.last))
 
     def _held(self, at: int) -> None:
@@ -215,7 +221,12 @@ class Truth:
             raise Violation(f"told to be replicated, but no replica had it: '{self.name}' at {self.last}")
 
     def failed(
-        self, error: BaseException, *, xs: Sequence[int] = (), lines: Sequence[Sequence[int]] = (), rebases: int | None = None
+        self,
+        error: BaseException,
+        *,
+        xs: Sequence[int] = (),
+        lines: Sequence[Sequence[int]] = (),
+        rebases: int | None = None,
     ) -> None:
         """An operation ended with an error: it may be applied, or not; of several `lines`, the first ones."""
         self._allowed(error)
@@ -240,7 +251,7 @@ class Truth:
 
     def forgotten(self) -> None:
         """The handle knows nothing any more: it continues what it meets."""
-        self.doubtful, self._naive = self.doubtful or bool(self._open), True
+        self.doubtful, self._naive = self.doubtful or bool(self._open) or len(self.trail) > 1, True
         self.at = {*self.at, *self._open, *self.trail}
         self._open, self._asked = set(), None
         self.trail = sorted(self.at)
@@ -270,8 +281,9 @@ class Truth:
 class Shared:
     """One session that several write: every reply is a history in which each input has its place, once."""
 
-    def __init__(self, name: str, stored: Stored) -> None:
-        self.name, self._stored = name, stored
+    def __init__(self, name: str, stored: Stored, *, mortal: bool) -> None:
+        """`mortal`: it may expire."""
+        self.name, self._stored, self._mortal = name, stored, mortal
         self.asked: set[int] = set()
         self.last = chain.FRESH  # that was acknowledged to anybody
 
@@ -285,8 +297,8 @@ class Shared:
         state = int(outputs[-1])
         base, history = chain.history(state)
         wrong = base != chain.FRESH or len(set(history)) < len(history) or not self.asked.issuperset(history)
-        if wrong or history[-len(xs) :] != list(xs) or chain.history(int(outputs[0]))[1] != history[: 1 - len(xs) or None]:
+        if wrong or history[-len(xs) :] != list(xs):
             raise Violation(f"wrong reply: '{self.name}' was asked {list(xs)}, and answered [{chain.told(state)}]")
-        if rests_on not in chain.states(state) and not self._stored.lost():
+        if rests_on not in chain.states(state) and not (self._stored.lost() or self._mortal):
             raise Violation(f"lost: '{self.name}' had [{chain.told(rests_on)}], and answered [{chain.told(state)}]")
         self.last = state

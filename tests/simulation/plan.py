@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from recurra.models import Model
 from tests.simulation import chain
 from tests.simulation.network import Weather
-
-if TYPE_CHECKING:
-    from tests.simulation.world import World
-    from tests.simulation.writers import Writer
 
 _OF_REPLICAS: Final = ("kill", "kill", "stop", "zombie", "zombie", "drain", "clock", "part")
 _OF_THE_STORE: Final = ("cut", "cut", "cut", "stall", "full", "lag", "restart")
@@ -80,9 +76,7 @@ class Plan:
             replicas=random.choice((1, 2, 3)),
             slots=random.choice((3, 8, 32)) if not crowd else 32,
             users=users,
-            faults=[
-                (random.choice((0.05, 0.3, 1.0, 2.0)), random.choice(faults)) for _ in range(random.choice((0, 2, 5, 8)))
-            ],
+            faults=_befall(random, random.choice((0, 2, 5, 8)), (0.05, 0.3, 1.0, 2.0), faults),
             weather=Weather(
                 lost=rough,
                 doubled=random.choice((0.0, 0.05)),
@@ -104,13 +98,21 @@ class Plan:
             shuffles=random.random() < 0.8,
         )
 
-    def writers(self, world: World) -> list[Writer]:
-        """The users, each with sessions of his own."""
-        from tests.simulation import writers
+    @staticmethod
+    def rivalry(random: Random) -> Plan:
+        """Several write one session on servers that sleep, over a store that is thrown back."""
+        faults = ("zombie", "stop", "part", "lag_and_fail_over", "lag_and_fail_over", "roll_back", "empty")
+        return Plan(
+            replicas=3,
+            slots=8,
+            users=[("Rivals", 1, level) for level in (None, "committed", "checkpointed", "checkpointed")],
+            faults=_befall(random, 8, (0.05, 0.3), faults),
+            weather=Weather(lost=0.03, slow=0.02, cut=0.03),
+            rests=(0.0, 0.01, 0.1),
+            loses=True,
+            operations=300,
+        )
 
-        made = []
-        for place, (kind, sessions, level) in enumerate(self.users):
-            count = sessions if kind in ("Streamer", "Batcher") else 1
-            names = [f"{kind} {place}.{at}" for at in range(count)]
-            made.append(getattr(writers, kind)(world, names, level))
-        return made
+
+def _befall(random: Random, count: int, pauses: Sequence[float], kinds: Sequence[str]) -> list[tuple[float, str]]:
+    return [(random.choice(pauses), random.choice(kinds)) for _ in range(count)]

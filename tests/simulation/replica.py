@@ -20,9 +20,7 @@ from tests.simulation.store import Cluster, Link
 
 EPOCH_SECONDS: Final = 1_700_000_000.0
 _SERVICES: Final = [
-    service
-    for file in (inference_pb2, session_pb2, model_pb2)
-    for service in file.DESCRIPTOR.services_by_name.values()
+    service for file in (inference_pb2, session_pb2, model_pb2) for service in file.DESCRIPTOR.services_by_name.values()
 ]
 _METRICS: Final = Metrics()
 
@@ -48,8 +46,16 @@ class Replica:
     """
 
     def __init__(
-        self, name: str, cluster: Cluster, random: Random, model: Any, *, slots: int, checkpoint_seconds: float,
-        failures: float, ahead_seconds: float,
+        self,
+        name: str,
+        cluster: Cluster,
+        random: Random,
+        model: Any,
+        *,
+        slots: int,
+        checkpoint_seconds: float,
+        failures: float,
+        ahead_seconds: float,
     ) -> None:
         self.process = Process(name)
         self.link = Link(cluster, random, self.process)

@@ -1,8 +1,8 @@
 """A simulated store: a primary, its replica, what is on disk; and the links of servers to it.
 
-`Node.commit` answers exactly as the script of recurra.server.store.commit, which a differential test holds it to. A link
-is as the pipe of recurra.server.store: in order, and sent again after it broke; a break loses what was on its way, from
-some command on, or some reply on. What a broken link had sent may still arrive.
+`Node.commit` answers exactly as the script of recurra.server.store.commit, which a differential test holds it to. A
+link is as the pipe of recurra.server.store: in order, and sent again after it broke; a break loses what was on its way,
+from some command on, or some reply on. What a broken link had sent may still arrive.
 """
 
 from __future__ import annotations
@@ -45,12 +45,17 @@ class Node:
             return None
         return there[0]
 
-    def commit(self, key: bytes, expected: bytes, new: bytes, ttl_ms: int) -> Answer:
-        """The script, for one session."""
+    def commit(self, rows: Sequence[tuple[bytes, bytes, bytes, int]]) -> list[Answer]:
+        """The script: for each session its key, the header that must be there, the new record, its time to live."""
+        written = len(self.log)
+        # Once a script has written anything, the store lets it write on, full or not.
+        return [self._commit(*row, full=self.full and len(self.log) == written) for row in rows]
+
+    def _commit(self, key: bytes, expected: bytes, new: bytes, ttl_ms: int, *, full: bool) -> Answer:
         size = record.HEADER.itemsize
         there = (self.get(key) or b"")[:size]
         if self.matches(there, expected, new):
-            if self.full:
+            if full:
                 return StoreFull("the store has no memory left")
             self._set(key, new, ttl_ms)
             return APPLIED
@@ -60,7 +65,10 @@ class Node:
             self.records[key] = self.records[key][0], self.now() + ttl_ms / 1000
             self.log.append((key, *self.records[key]))
             return DUPLICATE
-        return StoreFull("the store has no memory left") if self.full else there
+        if full:
+            return StoreFull("the store has no memory left")
+        self.log.append((key, *self.records[key]))  # written with nothing, so that a WAIT waits for it
+        return there
 
     @staticmethod
     def matches(there: bytes, expected: bytes, new: bytes) -> bool:
@@ -266,7 +274,7 @@ class _Line:
             if exchange.ask is _nothing:
                 return
             await asyncio.sleep(self._random.choice((0.0001, 0.0002, 0.0005, 0.003)))
-            while loop.time() < self._cluster.stalled_until:
+            if loop.time() < self._cluster.stalled_until:
                 await asyncio.sleep(self._cluster.stalled_until - loop.time())
             if self._left is not None:
                 if self._left <= 0:
@@ -309,16 +317,14 @@ class Link:
         else:
             asyncio.get_running_loop().call_later(self._random.uniform(0.0, 1.0), self.cut)
 
-    def commit(
-        self, keys: Array, expected: Array, records: Array, ttl_ms: Array, *, replicated: bool = False
-    ) -> Sent:
+    def commit(self, keys: Array, expected: Array, records: Array, ttl_ms: Array, *, replicated: bool = False) -> Sent:
         rows = [
             (key.tobytes(), head.tobytes(), new.tobytes(), int(ttl))
             for key, head, new, ttl in zip(keys, expected, records, ttl_ms.tolist(), strict=True)
         ]
 
         async def ask(node: Node) -> list[Answer]:
-            answers = [node.commit(*row) for row in rows]
+            answers = node.commit(rows)
             if replicated and not await self._cluster.has_replicated(len(node.log), node):
                 error = NotReplicated("too few replicas have the operation. It may be applied; safe to retry")
                 return [answer if isinstance(answer, Exception) else error for answer in answers]

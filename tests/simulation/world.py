@@ -21,6 +21,10 @@ from tests.simulation.oracle import Idle, Stored, Truth, Vague, Violation, unpac
 from tests.simulation.plan import Plan
 from tests.simulation.replica import Replica
 from tests.simulation.store import Cluster
+<<<<<<< HEAD
+=======
+from tests.simulation.writers import KINDS, Writer
+>>>>>>> simulate
 
 _PATIENCE_SECONDS: Final = 900.0  # of virtual time, for what must come to an end once all is well
 _CALM: Final = Weather()
@@ -32,12 +36,14 @@ class Report:
 
     Attributes:
         violation: what must not be, and was.
+        wrong: it is a wrong reply or a broken invariant, not an error or a crash.
         trace: what happened, in order.
         seen: how often each kind of thing happened.
     """
 
     seed: int
     violation: str | None = None
+    wrong: bool = False
     trace: list[str] = field(default_factory=list)
     seen: Counter[str] = field(default_factory=Counter)
 
@@ -66,7 +72,8 @@ class World:
         """Something was raised that nobody waits for; the first tells."""
         error = context.get("exception")
         if self.report.violation is None:
-            self.report.violation = f"{type(error).__name__}: {error}{context['message']}"
+            self.report.wrong = type(error) is Violation
+            self.report.violation = f"{type(error).__name__}: {error}" if error else context["message"]
             self.report.trace += traceback.format_exception(error) if error and not isinstance(error, Violation) else []
 
     @property
@@ -92,7 +99,7 @@ class World:
         for _ in range(self.plan.replicas):
             self.network.replicas.append(self._replica())
         self.say("plan", self.plan)
-        writers = self.plan.writers(self)
+        writers = list(self._writers())
         users = Process("users")
         working = [users.begin(writer.work()) for writer in writers]
         fate = [users.begin(self._fate()), users.begin(self._heartbeat())]
@@ -112,6 +119,12 @@ class World:
             fate[1].cancel()
             for process in self.processes:
                 process.go_on()
+
+    def _writers(self) -> Iterator[Writer]:
+        """The users, each with sessions of his own."""
+        for place, (kind, sessions, level) in enumerate(self.plan.users):
+            count = sessions if kind in ("Streamer", "Batcher") else 1
+            yield KINDS[kind](self, [f"{kind} {place}.{at}" for at in range(count)], level)
 
     def _look_into_the_store(self) -> None:
         found = {}

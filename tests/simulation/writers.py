@@ -1,11 +1,10 @@
-"""Users of the SDK, and one who knows the protocol by heart: each writes sessions of his own, and checks every reply."""
+"""Users of the SDK, and one who knows the protocol by heart; each checks every reply that he gets."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing, suppress
-from itertools import count
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +17,7 @@ from recurra.v1 import inference_pb2, session_pb2
 from recurra.wire.errors import (
     AlreadyApplied,
     Behind,
+    Contended,
     DataLoss,
     Diverged,
     Mismatch,
@@ -29,14 +29,13 @@ from recurra.wire.errors import (
 )
 from recurra.wire.tensors import to_array, to_tensor
 from tests.simulation import chain
-from tests.simulation.oracle import Idle, Shared, Truth, Violation
+from tests.simulation.oracle import Idle, Shared, Violation
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
 _FOLLOWED: Final = (Mismatch, DataLoss, SessionExpired, SessionNotFound, SessionClosed)
 _TRIES: Final = 4
-_numbers = count(1)
 
 
 class SdkClock:
@@ -152,9 +151,7 @@ class Caller(Writer):
             error = await self.change("reset", chain.FRESH, self.session.reset)
         elif kind < 0.82:
             state = self.world.number()
-            error = await self.change(
-                "set", state, lambda: self.session.set_state({"chain/h": np.array(state, "<i8")})
-            )
+            error = await self.change("set", state, lambda: self.session.set_state({"chain/h": np.array(state, "<i8")}))
         elif kind < 0.86:
             error = await self.change("end", chain.FRESH, self.session.end)
         elif kind < 0.9:
@@ -272,6 +269,9 @@ class Streamer(Writer):
             await self.stream.close()
         except RecurraError as error:
             self.say("close failed", error.reason, error)
+            if isinstance(error, _FOLLOWED) and not error.retryable:
+                for truth in self.truths.values():
+                    truth.told_lost()
             return False
         self.say("closed")
         for truth in self.truths.values():
@@ -409,6 +409,10 @@ class Batcher(Writer):
             await self.batch.close()
         except (BatchError, RecurraError) as error:
             self.say("close failed", error)
+            each = error.errors if isinstance(error, BatchError) else dict.fromkeys(self.names, error)
+            for name, one in each.items():
+                if isinstance(one, _FOLLOWED) and not one.retryable:
+                    self.truths[name].told_lost()
             return False
         self.say("batch closed")
         for truth in self.truths.values():
@@ -543,7 +547,7 @@ class ByHand(Writer):
             try:
                 response = await self.call(id_, after, xs, create=opening)
             except Behind as error:
-                self.truth.failed(_weather(error) if self._mine(error.last_id) else error, xs=xs)
+                self.truth.failed(Contended(str(error)) if self._mine(error.last_id) else error, xs=xs)
                 if not await self._replay(error.last_id):
                     return self._lost(error)
             except (SessionNotFound, SessionExpired, DataLoss, Diverged, SessionExists) as error:
@@ -599,7 +603,6 @@ class ByHand(Writer):
         """What is there is not known: it is asked for, and continued by name."""
         self.truth.forgotten()
         self.done.clear()
-        self._look = True
         return error
 
     async def again(self, one: tuple[bytes, bytes, list[int], list[int], int]) -> None:
@@ -638,7 +641,7 @@ class Rivals(Writer):
 
     def __init__(self, world: World, sessions: Sequence[str], level: Any) -> None:
         super().__init__(world, (), level)
-        self.shared = Shared(sessions[0], world.stored)
+        self.shared = Shared(sessions[0], world.stored, mortal=world.plan.mortal)
         self.handles = [self._handle() for _ in range(2)]
 
     def _handle(self) -> Any:
@@ -698,13 +701,6 @@ async def together(works: Sequence[Coroutine[Any, Any, None]]) -> None:
         raise group.exceptions[0] from None
 
 
-def _weather(error: RecurraError) -> RecurraError:
-    """An error that a live history explains."""
-    from recurra.wire.errors import Contended
-
-    return Contended(str(error))
-
-
 async def _persist(writer: Writer, name: str, ask: Any, follow: Any) -> None:
     """Ask until an operation is acknowledged."""
     truth = writer.truths[name]
@@ -717,3 +713,6 @@ async def _persist(writer: Writer, name: str, ask: Any, follow: Any) -> None:
             await follow()
         await asyncio.sleep(0.5)
     raise Idle(f"'{name}' is not acknowledged any more: {error}")
+
+
+KINDS: Final = {kind.__name__: kind for kind in (Caller, Streamer, Batcher, Piper, ByHand, Rivals)}

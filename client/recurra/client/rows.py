@@ -146,20 +146,25 @@ async def _round(
 ) -> dict[int, Outcome]:
     """Send each row's step until each is answered for good or time runs out."""
     outcomes: dict[int, Outcome] = dict(met)
+    for row, outcome in met.items():
+        _doubt(steps[row], outcome)
     waiting = [row for row in steps if row not in outcomes]
     while True:
         if waiting:
             for row, outcome in (await _once(ways, {row: steps[row] for row in waiting}, frames, patience)).items():
+                _doubt(steps[row], outcome)
                 # Time that ran out while waiting for a server that is away: that it is away tells more.
                 if row not in outcomes or not isinstance(outcome, DeadlineExceeded):
                     outcomes[row] = outcome
         again = {row: error for row, error in outcomes.items() if isinstance(error, RecurraError) and error.retryable}
-        for row, error in outcomes.items():
-            if isinstance(error, RecurraError):
-                doubt(steps[row], error)
         if not again or not await patience.pause(next(iter(again.values()))):
             return outcomes
         waiting = list(again)
+
+
+def _doubt(step: Step, outcome: Outcome) -> None:
+    if isinstance(outcome, RecurraError):
+        doubt(step, outcome)
 
 
 async def _once(

@@ -8,8 +8,17 @@ import asyncio
 import numpy as np
 import pytest
 
-from recurra.server.engine.operation import Kind
-from recurra.wire.errors import AlreadyApplied, Behind, DataLoss, Diverged, Overloaded, Owned, StoreUnavailable
+from recurra.server.engine.operation import Create, Kind
+from recurra.wire.errors import (
+    AlreadyApplied,
+    Behind,
+    DataLoss,
+    Diverged,
+    Overloaded,
+    Owned,
+    SessionExists,
+    StoreUnavailable,
+)
 from tests.server.engine.world import NOTHING, Answer, Replica, lost, new_id, turned, until
 from tests.service import zoo
 
@@ -116,6 +125,27 @@ async def test_another_replica_tells_that_it_is_owned_and_a_stream_there_takes_o
     assert fenced.value.position == 3
     await b.engine.look("s")
     assert (await b.stands("s"))[1] == 4
+
+
+async def test_an_owner_that_was_taken_over_gives_nobody_new_its_own_history(a, b):
+    stepper = Stepper()
+    await stepper.step(a, 4)
+    after = (await a.stands("s"))[0]
+    other = b.predict("s", x(9), after=after, checkpointed=True)
+    await other.answer()
+    with pytest.raises(Overloaded):  # it looks into the store first
+        await a.predict("s", x(5), create=Create.NEW, checkpointed=True).answer()
+    await a.engine.look("s")
+    with pytest.raises(SessionExists) as exists:
+        await a.predict("s", x(5), create=Create.NEW, checkpointed=True).answer()
+    assert exists.value.metadata["last_id"] == other.id.hex()
+
+
+async def test_what_names_nothing_takes_what_is_there_also_on_an_owner_that_was_taken_over(a, b):
+    stepper = Stepper()
+    await stepper.step(a, 4)
+    await b.predict("s", x(9), after=(await a.stands("s"))[0], checkpointed=True).answer()
+    same((await a.predict("s", x(5), checkpointed=True).answer()).y, x(0), x(1), x(9), x(5))
 
 
 async def test_a_session_that_pauses_is_let_go(here, b):

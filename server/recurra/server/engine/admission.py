@@ -22,7 +22,16 @@ from recurra.server.engine.scheduler import Part
 from recurra.server.engine.seams import Clock
 from recurra.server.engine.slots import Slots
 from recurra.server.store import record
-from recurra.wire.errors import AlreadyApplied, NotReplicated, RecurraError, StoreUnavailable
+from recurra.wire.errors import (
+    AlreadyApplied,
+    Behind,
+    NotReplicated,
+    Overloaded,
+    RecurraError,
+    SessionExists,
+    StateReset,
+    StoreUnavailable,
+)
 
 Array = NDArray[Any]
 
@@ -89,6 +98,8 @@ class Admission:
         applied = error is None or isinstance(error, AlreadyApplied)
         if applied and (block.replicated or (owned and not block.checkpointed)):
             self._confirm(block, rows, kept, error, owned=owned)
+        elif owned and isinstance(error, Behind | SessionExists | StateReset):
+            self._doubt(block, rows)
         elif error is not None:
             self._pending.refuse(Part(block, rows), error)
         else:
@@ -97,6 +108,12 @@ class Admission:
             durable = self._slots.durable[slots] if owned else None
             told = *self._kept(block, kept), self._slots.heads(slots)
             self._pending.answer_rows(block, rows, *told, durable=durable)
+
+    def _doubt(self, block: Block, rows: Rows) -> None:
+        """What does not fit an owned session may fit the store: another replica may have taken the session over."""
+        self._checkpoints.leave(block.slots[rows])
+        text = "the session is being written, which tells where it stands; nothing was applied, safe to retry"
+        self._pending.refuse(Part(block, rows), Overloaded(text, retry_after=0.05))
 
     def _confirm(self, block: Block, rows: Rows, kept: bytes, error: RecurraError | None, *, owned: bool) -> None:
         """Answer a duplicate once the store has it, or the store's replicas."""

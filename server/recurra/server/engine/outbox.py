@@ -67,7 +67,9 @@ class Outbox:
         if not good.any():
             return
         outcome = outcome.only(good)
-        owned = self._slots.owned[outcome.batch.slots] & outcome.batch.head.checkpointed
+        # What names nothing takes what is there, and only the store knows that: another replica may have the session.
+        named = outcome.batch.afters.any(1)
+        owned = self._slots.owned[outcome.batch.slots] & outcome.batch.head.checkpointed & named
         if owned.all() or not owned.any():
             self._keep(outcome, at_once=bool(owned[0]))
         else:
