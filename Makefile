@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 # make demo | test | chaos | fuzz | simulate | parity | lint | sdk-alone | bench | proto | setup | clean. Everything installs into .venv by itself.
-=======
-# make demo | test | simulate | parity | lint | sdk-alone | bench | proto | setup | clean. Everything installs into .venv by itself.
->>>>>>> simulate
 PYTHON ?= python3
 PYTEST ?=
 CHAOS ?=
@@ -24,11 +20,7 @@ stubs = $(call protoc,--python_out="$(1)" --grpc_python_out="$(1)" --mypy_out=qu
 	$(call protoc,--python_out="$(1)/recurra" --mypy_out=quiet:"$(1)/recurra",$(TRITONS)) && \
 	sed -i 's/_descriptor_pool.Default()/_descriptor_pool.DescriptorPool()/' "$(1)"/recurra/inference/*_pb2.py
 
-<<<<<<< HEAD
 .PHONY: setup export-setup parity demo test chaos fuzz simulate sdk-alone lint lint-python lint-proto proto bench clean
-=======
-.PHONY: setup export-setup parity demo test simulate sdk-alone lint lint-python lint-proto proto bench clean
->>>>>>> simulate
 .DELETE_ON_ERROR:
 
 setup: $(READY)

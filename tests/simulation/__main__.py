@@ -1,8 +1,5 @@
 """Run seeds of the simulation: `make simulate SEEDS=20000`, `FROM=5000`, or one, with its trace: `SEED=42`."""
 
-<<<<<<< HEAD
-from tests.simulation.world import simulate
-=======
 from __future__ import annotations
 
 import argparse
@@ -12,7 +9,6 @@ from collections import Counter
 
 from tests.simulation.runs import runs
 from tests.simulation.world import failed, simulate
->>>>>>> simulate
 
 
 def main() -> int:

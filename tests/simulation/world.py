@@ -21,10 +21,7 @@ from tests.simulation.oracle import Idle, Stored, Truth, Vague, Violation, unpac
 from tests.simulation.plan import Plan
 from tests.simulation.replica import Replica
 from tests.simulation.store import Cluster
-<<<<<<< HEAD
-=======
 from tests.simulation.writers import KINDS, Writer
->>>>>>> simulate
 
 _PATIENCE_SECONDS: Final = 900.0  # of virtual time, for what must come to an end once all is well
 _CALM: Final = Weather()
