@@ -1,5 +1,6 @@
 """Rows that did not go well, over a channel that answers as it is told."""
 
+# ruff: noqa: ASYNC109 - as the channel that it stands for
 from __future__ import annotations
 
 import asyncio

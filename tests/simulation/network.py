@@ -9,7 +9,7 @@ tells it, or not at all, until time runs out. A server goes on with a call that 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -217,15 +217,13 @@ class Stream:
             self._later_back(self._break, Unreachable("no connection; safe to retry"))
             return
         handler, context = replica.handlers[self._method.path].stream_stream, _Context(None, self._write)
-        self._call = replica.process.begin(handler(self, context), self._method.path)
+        self._call = replica.process.begin(handler(self._asked(), context), self._method.path)
         self._call.add_done_callback(self._ended)
 
-    def __aiter__(self) -> Stream:
-        return self
-
-    async def __anext__(self) -> Any:
+    async def _asked(self) -> AsyncGenerator[Any]:
         """In the server: the requests."""
-        return self._method.request.FromString(await self._requests.get())
+        while True:
+            yield self._method.request.FromString(await self._requests.get())
 
     def _write(self, message: Any) -> None:
         """In the server: a response goes out."""
