@@ -22,9 +22,9 @@ from tests.simulation.plan import Plan
 from tests.simulation.store import Cluster, Node
 
 Array = np.ndarray
-_continues, _give, _fly, _take, _matches = (
+_continues, _given, _fly, _take, _matches = (
     admission.continues,
-    Batch.give,
+    Batch.given,
     Commits._fly,
     Checkpoints.take,
     Node.matches,
@@ -76,10 +76,10 @@ def reply_before_commit(commits: Commits, **columns: Any) -> Any:
     return _fly(commits, **columns)
 
 
-def reset_lost(batch: Batch, states: list[Array], batch_axes: list[int]) -> Array:
+def reset_lost(batch: Batch) -> Any:
     """A reset is told, and the state stays."""
-    rebased = _give(batch, [state.copy() for state in states], batch_axes)
-    return rebased if batch.head.kind is Kind.RESET else _give(batch, states, batch_axes)
+    found, rebased = _given(batch)
+    return [] if batch.head.kind is Kind.RESET else found, rebased
 
 
 async def no_wait(cluster: Cluster, upto: int, node: Node) -> bool:
@@ -148,7 +148,7 @@ MUTANTS: Final = {
     "create on missing": _one(Node, "matches", staticmethod(create_on_missing), Plan.rivalry),
     "owner not fenced": _one(Node, "matches", staticmethod(owner_not_fenced), Plan.rivalry),
     "reply before commit": _one(Commits, "_fly", reply_before_commit),
-    "reset lost": _one(Batch, "give", reset_lost),
+    "reset lost": _one(Batch, "given", reset_lost),
     "replicas not waited for": _one(Cluster, "has_replicated", no_wait),
     "durable too early": _one(Checkpoints, "take", all_durable),
     "a retry is named anew": _one(History, "name", no_retry),
