@@ -1,5 +1,7 @@
 """Rows that did not go well, over a channel that answers as it is told."""
 
+# ruff: noqa: ASYNC109 - the seam has timeouts
+
 from __future__ import annotations
 
 import asyncio
