@@ -150,6 +150,7 @@ class Cluster:
 
     def fail_over(self) -> None:
         """The replica takes over as it is. Some servers only notice a little later, and write where it is lost."""
+        self.lost += 1  # those see the store as it was, even if nothing was
         self._become(self.primary.as_of(self.replicated))
         for link in self.links:
             link.shake()
