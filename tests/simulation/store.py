@@ -47,9 +47,11 @@ class Node:
 
     def commit(self, rows: Sequence[tuple[bytes, bytes, bytes, int]]) -> list[Answer]:
         """The script: for each session its key, the header that must be there, the new record, its time to live."""
-        written = len(self.log)
-        # Once a script has written anything, the store lets it write on, full or not.
-        return [self._commit(*row, full=self.full and len(self.log) == written) for row in rows]
+        answers, written = list[Answer](), False
+        for row in rows:  # once a script has written anything, were it nothing, the store lets it write on, full or not
+            answers.append(self._commit(*row, full=self.full and not written))
+            written |= not isinstance(answers[-1], StoreFull)
+        return answers
 
     def _commit(self, key: bytes, expected: bytes, new: bytes, ttl_ms: int, *, full: bool) -> Answer:
         size = record.HEADER.itemsize
