@@ -74,7 +74,7 @@ class Plan:
         rough = random.choice((0.0, 0.01, 0.05))
         return Plan(
             replicas=random.choice((1, 2, 3)),
-            slots=random.choice((3, 8, 32)) if not crowd else 32,
+            slots=random.choice((4, 8, 32)) if not crowd else 32,
             users=users,
             faults=_befall(random, random.choice((0, 2, 5, 8)), (0.05, 0.3, 1.0, 2.0), faults),
             weather=Weather(
