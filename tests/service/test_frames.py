@@ -357,9 +357,10 @@ def test_more_sessions_than_slots_lose_nothing(start_server: StartServer, sessio
                 assert reply.errors == {}
                 got[handles, t] = reply.y[:, 0]
         np.testing.assert_allclose(got, wholes("gru", x), **CLOSE)
-        # A frame of more sessions than slots is told so, and nothing is lost by it.
+        # A frame of more sessions than slots could never be served; nothing is lost by it.
         over = stream.ask(range(30), x[:, :1])
-        assert isinstance(over.refused, Overloaded)
+        assert isinstance(over.refused, InvalidArgument)
+        assert "--slots" in str(over.refused)
         assert [caller.get("gru", name).position for name in names(session, 30)] == [6] * 30
 
 

@@ -210,6 +210,8 @@ class FrameStream:
         lost = engine.slots.uses[old] != self._uses[handles]
         stale = handles[lost]
         if len(stale):
+            if len(handles) >= len(engine.slots.uses):
+                raise InvalidArgument(f"a frame of {len(handles)} sessions: send smaller ones, or raise --slots")
             engine.slots.touch(old[~lost])  # so that the others do not take theirs
         for handle in stale.tolist():
             slot = engine.slot(self._names[handle])

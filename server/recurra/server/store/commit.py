@@ -73,7 +73,7 @@ local kept = redis.pcall('APPEND', KEYS[1], '')
 return type(kept) == 'table' and type(there) == 'string' and kept or there
 """.strip().encode()
 STAGED_SHA: Final = sha1(STAGED_SCRIPT, usedforsecurity=False).hexdigest().encode()
-STAGED_BYTES: Final = 64 << 10  # records of so many bytes are staged: docs/decisions/0013-large-records-are-staged.md
+STAGED_BYTES: Final = 64 << 10  # records of so many bytes are staged: docs/decisions/0018-large-records-are-staged.md
 _STAGE_MS: Final = b"30000"
 _STAGE: Final = np.frombuffer(b"recurra::stage:", np.uint8)
 
