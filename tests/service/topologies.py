@@ -122,13 +122,22 @@ class ClusterProcesses:
         )
 
     def primary(self, at: int) -> Node:
-        """Of the nodes `at` and `at` + 3, who is the primary now."""
-        [node] = [node for node in (self.nodes[at], self.nodes[at + 3]) if node.lives and node.role[0] == "master"]
-        return node
+        """Of the nodes `at` and `at` + 3, who is the primary."""
+        return self._who_is(at, "master")
 
     def replica(self, at: int) -> Node:
-        [node] = [node for node in (self.nodes[at], self.nodes[at + 3]) if node.lives and node.role[0] == "slave"]
-        return node
+        return self._who_is(at, "slave")
+
+    def _who_is(self, at: int, role: str) -> Node:
+        """Once one of the two is: after a failover both may be primaries for a while."""
+        found: list[Node] = []
+
+        def one() -> bool:
+            found[:] = [each for each in (self.nodes[at], self.nodes[at + 3]) if each.lives and each.role[0] == role]
+            return len(found) == 1
+
+        eventually(one)
+        return found[0]
 
     def moving(self, slot: int, source: Node, target: Node) -> Iterator[None]:
         """Migrate a hash slot key by key, as an operator's tool does it, with a stop after each step."""
