@@ -12,7 +12,7 @@ from tests.simulation.mutants import MUTANTS
 from tests.simulation.runs import runs
 from tests.simulation.world import failed, simulate
 
-SEEDS = 1500
+SEEDS = 2000
 FOUND_WITHIN = 40  # seeds, each mutant
 
 
