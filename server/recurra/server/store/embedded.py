@@ -128,8 +128,9 @@ class EmbeddedStore:
         lock, self._lock = self._lock, None
         try:
             while self._watcher is not None and not self._watcher.done():
-                self._watcher.cancel()  # again and again: redis-py may lose one while it connects
-                await asyncio.wait([self._watcher], timeout=PAUSE_SECONDS)
+                # Again if need be, for redis-py may lose one while it connects; not at once: it closes its connections.
+                self._watcher.cancel()
+                await asyncio.wait([self._watcher], timeout=ANSWER_SECONDS)
             if self._process is not None:
                 await self._process.stop()
                 self._socket.unlink(missing_ok=True)
