@@ -141,7 +141,7 @@ class Truth:
         self._open: set[Place] = set()  # where the operation of unknown fate would have brought it
         self._asked: object = None
         self._naive = True
-        self.doubtful = False  # an earlier handle left what the store did not have, or may get yet
+        self.doubtful = False  # an earlier handle, or a failed run, left what the store did not have, or may get yet
         self.last: Place = START  # that was acknowledged
         self.acknowledged = 0
         self._told = False  # that the store lost it
@@ -260,6 +260,7 @@ class Truth:
         if isinstance(error, (*_WEATHER, AlreadyApplied, asyncio.CancelledError)):
             return
         if isinstance(error, RunFailed) and self._brittle:
+            self.doubtful = True  # the network may have doubled it, and the other copy did not fail
             return
         if isinstance(error, SessionExpired) and self._mortal:
             return
