@@ -125,8 +125,7 @@ class Admission:
             return
         block.duplicates.update(rows.tolist())
         outputs, states = self._kept(block, kept) if error is None else ([], [])
-        confirm = self._commits.confirm if block.replicated else self._commits.wait
-        confirm(Batch([Part(block, rows)]), outputs, states, error)
+        self._commits.confirm(Batch([Part(block, rows)]), outputs, states, error)
 
     def _ask(self, block: Block, row: int) -> None:
         """Have the session read again, and this operation decided anew."""

@@ -171,20 +171,17 @@ class Commits:
         self._fly(answer=None, batch=batch, outputs=outputs, states=states, **columns)
 
     def confirm(self, batch: Batch, outputs: list[Array], states: list[Array], refusal: RecurraError | None) -> None:
-        """Answer a duplicate once the store's replicas have what it found: it is written again, with nothing new."""
-        slots = batch.slots
-        there = self._slots.heads(slots)
-        nowhere = record.headers(np.full_like(record.words(there), np.iinfo(np.uint64).max))
-        heads = there.view(np.uint8).reshape(len(slots), -1)
-        answer = self._store.commit(self._slots.keys[slots], nowhere, heads, batch.ttl_ms, replicated=True)
+        """Answer a duplicate behind the commits that are in flight: what it repeats may be among them.
+
+        A replicated one is written again, with nothing new, and waits for the store's replicas.
+        """
+        slots, there, answer = batch.slots, self._slots.heads(batch.slots), None
+        if batch.head.replicated:
+            nowhere = record.headers(np.full_like(record.words(there), np.iinfo(np.uint64).max))
+            heads = there.view(np.uint8).reshape(len(slots), -1)
+            answer = self._store.commit(self._slots.keys[slots], nowhere, heads, batch.ttl_ms, replicated=True)
         told = {"batch": batch, "outputs": outputs, "states": states, "refusal": refusal}
         self._fly(slots=slots, epochs=self._slots.epoch[slots], expected=there, headers=there, answer=answer, **told)
-
-    def wait(self, batch: Batch, outputs: list[Array], states: list[Array], refusal: RecurraError | None) -> None:
-        """Answer a duplicate behind the commits that are in flight: what it repeats may be among them."""
-        slots, there = batch.slots, self._slots.heads(batch.slots)
-        told = {"batch": batch, "outputs": outputs, "states": states, "refusal": refusal}
-        self._fly(slots=slots, epochs=self._slots.epoch[slots], expected=there, headers=there, answer=None, **told)
 
     async def landed(self, flight: Flight | None = None) -> None:
         """Wait until `flight` has landed; None: all that is in flight now."""
