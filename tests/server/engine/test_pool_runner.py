@@ -37,7 +37,7 @@ def check(runner: PoolRunner) -> None:
     gc.collect()
     owned = runner._places[runner._places != FRESH]
     assert len(set(owned.tolist())) == len(owned)
-    free = np.concatenate((runner._free, *runner._returned)).tolist()
+    free = np.concatenate((runner._free[: runner._left], *runner._returned)).tolist()
     assert sorted([*free, *owned.tolist()]) == list(range(FIRST, runner.places))
     assert runner.free == len(free)
 

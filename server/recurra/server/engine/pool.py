@@ -119,7 +119,8 @@ class PoolRunner:
         self._stepwise = model.program.layout.stepwise
         self._state_bytes = model.signature.state_bytes
         self._places = np.full(slots, FRESH, np.int64)
-        self._free = np.arange(FIRST, self.places)
+        self._free = np.arange(FIRST, self.places)  # of which the first so many are
+        self._left = len(self._free)
         self._metrics, self._told = metrics, self._pool.crossed
         self._returned: deque[Places] = deque()  # from any thread
 
@@ -131,7 +132,7 @@ class PoolRunner:
     @property
     def free(self) -> int:
         """How many places nobody has."""
-        return len(self._free) + sum(map(len, self._returned))
+        return self._left + sum(map(len, self._returned))
 
     def record(self) -> asyncio.Future[str]:
         """Have single timesteps played as CUDA graphs from now on; empty, or why that cannot be.
@@ -229,14 +230,16 @@ class PoolRunner:
 
     def _lease(self, count: int) -> Lease:
         self._collect()
-        if count > len(self._free):
+        if count > self._left:
             gc.collect()  # errors may have batches in cycles
             self._collect()
-        if count > len(self._free):
-            raise MemoryError(f"{count} places for states are wanted, and {len(self._free)} are free")
-        places, self._free = self._free[:count], self._free[count:]
-        return Lease(places, self._returned)
+        if count > self._left:
+            raise MemoryError(f"{count} places for states are wanted, and {self._left} are free")
+        self._left -= count
+        return Lease(self._free[self._left : self._left + count].copy(), self._returned)
 
     def _collect(self) -> None:
         while self._returned:
-            self._free = np.concatenate((self._free, self._returned.popleft()))
+            places = self._returned.popleft()
+            self._free[self._left : self._left + len(places)] = places
+            self._left += len(places)
