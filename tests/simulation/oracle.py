@@ -132,10 +132,10 @@ class Truth:
         trail: every place where it may have stood since the one that the store was last told to hold.
     """
 
-    def __init__(self, name: str, stored: Stored, *, mortal: bool, brittle: bool) -> None:
-        """`mortal`: it may expire. `brittle`: runs may fail."""
+    def __init__(self, name: str, stored: Stored, *, mortal: bool, brittle: bool, doubled: bool) -> None:
+        """`mortal`: it may expire. `brittle`: runs may fail. `doubled`: calls may come twice."""
         self.name = name
-        self._stored, self._mortal, self._brittle = stored, mortal, brittle
+        self._stored, self._mortal, self._brittle, self._doubled = stored, mortal, brittle, doubled
         self.at: set[Place] = {START}
         self.trail: list[Place] = [START]
         self._open: set[Place] = set()  # where the operation of unknown fate would have brought it
@@ -200,6 +200,11 @@ class Truth:
         if at is not None:
             self._held(at)
 
+    @property
+    def may_be_lost(self) -> bool:
+        """Whether anything has happened that explains a loss."""
+        return self._stored.lost() > 0 or self.doubtful or self._mortal
+
     def told_lost(self) -> None:
         """An error told that the store may have lost what was acknowledged."""
         self._told = True
@@ -260,13 +265,13 @@ class Truth:
         if isinstance(error, (*_WEATHER, AlreadyApplied, asyncio.CancelledError)):
             return
         if isinstance(error, RunFailed) and self._brittle:
-            self.doubtful = True  # the network may have doubled it, and the other copy did not fail
+            self.doubtful |= self._doubled  # the other copy of the call may not have failed
             return
         if isinstance(error, SessionExpired) and self._mortal:
             return
         if isinstance(error, SessionNotFound | SessionClosed) and START in self.at | self._open:
             return
-        if isinstance(error, _LOSSES) and (self._stored.lost() > 0 or self.doubtful or self._mortal):
+        if isinstance(error, _LOSSES) and self.may_be_lost:
             return
         if isinstance(error, RecurraError):
             raise Unexplained(f"an error without a reason: '{self.name}': {error.reason}: {error}")
@@ -275,7 +280,7 @@ class Truth:
     def ends_at(self, data: bytes | None) -> None:
         """At the end, with all secured: the store holds the place, or, where a loss was told, an earlier one."""
         found = START if data is None else _place(unpacked(data))
-        earlier = {START, *self._stored.held.get(self.name, ())} if self._told else set()
+        earlier = {START, *self._stored.held.get(self.name, ())} if self._told and self.may_be_lost else set()
         if found not in self.at | self._open | earlier:
             raise Violation(f"the store ends at {found}, '{self.name}' at {self.at | self._open}")
 

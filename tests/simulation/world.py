@@ -84,7 +84,9 @@ class World:
         return self._numbers
 
     def truth(self, name: str) -> Truth:
-        truth = Truth(name, self.stored, mortal=self.plan.mortal, brittle=self.plan.failures > 0)
+        plan = self.plan
+        doubled = plan.weather.doubled > 0
+        truth = Truth(name, self.stored, mortal=plan.mortal, brittle=plan.failures > 0, doubled=doubled)
         self.truths.append(truth)
         return truth
 

@@ -29,7 +29,7 @@ from recurra.wire.errors import (
 )
 from recurra.wire.tensors import to_array, to_tensor
 from tests.simulation import chain
-from tests.simulation.oracle import Idle, Shared, Violation
+from tests.simulation.oracle import Idle, Shared, Unexplained, Violation
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -270,6 +270,8 @@ class Streamer(Writer):
         except RecurraError as error:
             self.say("close failed", error.reason, error)
             if isinstance(error, _FOLLOWED) and not error.retryable:
+                if not any(truth.may_be_lost for truth in self.truths.values()):
+                    raise Unexplained(f"a close that failed without a reason: {error.reason}: {error}") from None
                 for truth in self.truths.values():
                     truth.told_lost()
             return False
@@ -412,6 +414,9 @@ class Batcher(Writer):
             each = error.errors if isinstance(error, BatchError) else dict.fromkeys(self.names, error)
             for name, one in each.items():
                 if isinstance(one, _FOLLOWED) and not one.retryable:
+                    if not self.truths[name].may_be_lost:
+                        text = f"a close that failed without a reason: '{name}': {one.reason}: {one}"
+                        raise Unexplained(text) from None
                     self.truths[name].told_lost()
             return False
         self.say("batch closed")
