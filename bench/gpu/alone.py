@@ -53,11 +53,11 @@ def pooled(model: Model, batch: int, seconds: float, *, record: bool = False) ->
     program, inputs = PoolProgram(model.program, pool, batch), Samples(model.signature).inputs(batch, 1)
     failure = program.record() if record else ""
     places = [FIRST + np.arange(batch) + batch * turn for turn in range(3)]
-    program.run(inputs, [np.full(batch, FRESH), *places[:2]], fetch=False)
+    program.run(inputs, [np.full(batch, FRESH), *places[:2]])
 
     def both() -> None:
-        program.run(inputs, places, fetch=False)
-        program.run(inputs, [places[1], places[0], places[2]], fetch=False)
+        program.run(inputs, places)
+        program.run(inputs, [places[1], places[0], places[2]])
 
     return 2 * batch * _rate(both, seconds), failure
 

@@ -68,17 +68,15 @@ def test_a_pool_gives_what_arrays_give(name: str, tmp_path: Path):
     sizes = (model.signature.chunk_sizes or (3, 1, 2)) * 2
     states, place = samples.fresh(count), np.full(count, FRESH)
     free = np.array([7, 3, 9, 5, 2, 8, 4, 6, 10, 11, 13, 12])
-    for at, size in enumerate(sizes):
+    for size in sizes:
         inputs = samples.inputs(count, size)
         outputs, states = model.program.run(inputs, states)
         target, between, free = free[:count], free[count : 2 * count], free[count:]
-        result = program.run(inputs, [place, target, between], fetch=at % 2 == 1)
+        result = program.run(inputs, [place, target, between])
         for ours, theirs in zip(result.outputs, outputs, strict=True):
             np.testing.assert_array_equal(ours, theirs)
         assert result.finite.all()
         np.testing.assert_array_equal(pool.read(target), rows_of(model, states))
-        if result.rows is not None:
-            np.testing.assert_array_equal(result.rows, rows_of(model, states))
         free = np.concatenate((free, between, place[place != FRESH]))
         place = target
     np.testing.assert_array_equal(pool.read(np.array([FRESH])), rows_of(model, samples.fresh(1)))
@@ -93,7 +91,7 @@ def test_a_run_leaves_what_it_reads_and_all_other_places_as_they_were(tmp_path: 
     rows = rng.normal(size=(PLACES, model.signature.state_bytes // 4)).astype(np.float32).view(np.uint8)
     pool.write(everywhere[FIRST:], rows[FIRST:])
     before = pool.read(everywhere)
-    program.run(samples.inputs(3, 2), [np.array([4, FRESH, 4]), np.array([6, 2, 11])], fetch=False)
+    program.run(samples.inputs(3, 2), [np.array([4, FRESH, 4]), np.array([6, 2, 11])])
     after = pool.read(everywhere)
     changed = set(np.flatnonzero((before != after).any(1)).tolist())
     assert changed == {6, 2, 11, SCRATCH}  # three sessions fill a batch of four
@@ -106,10 +104,11 @@ def test_rows_that_fill_up_a_batch_change_nobodys(tmp_path: Path, count: int):
     program, samples = PoolProgram(model.program, pool, 8), Samples(model.signature)
     inputs = samples.inputs(count, 3)
     outputs, states = model.program.run(inputs, samples.fresh(count))
-    result = program.run(inputs, [np.full(count, FRESH), np.arange(FIRST, FIRST + count)], fetch=True)
-    assert (len(result.outputs[0]), len(result.rows), len(result.finite)) == (count,) * 3
+    places = np.arange(FIRST, FIRST + count)
+    result = program.run(inputs, [np.full(count, FRESH), places])
+    assert (len(result.outputs[0]), len(result.finite)) == (count, count)
     np.testing.assert_allclose(result.outputs[0], outputs[0], atol=1e-6)
-    found, expected = result.rows.view(np.float32), rows_of(model, states).view(np.float32)
+    found, expected = pool.read(places).view(np.float32), rows_of(model, states).view(np.float32)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -118,11 +117,13 @@ def test_what_a_run_gave_stays_when_the_next_one_is_run(tmp_path: Path):
     pool = Pool(model.signature, model.program.session, PLACES)
     program, samples = PoolProgram(model.program, pool, 8), Samples(model.signature)
     places = [np.full(2, FRESH), np.array([2, 3])]
-    first = program.run(samples.inputs(2, 1), places, fetch=True)
-    kept = first.outputs[0].copy(), first.rows.copy()
-    program.run(samples.inputs(2, 1), places, fetch=True)
+    first = program.run(samples.inputs(2, 1), places)
+    rows = pool.read(places[1])
+    kept = first.outputs[0].copy(), rows.copy()
+    program.run(samples.inputs(2, 1), places)
+    pool.read(places[1])
     np.testing.assert_array_equal(first.outputs[0], kept[0])
-    np.testing.assert_array_equal(first.rows, kept[1])
+    np.testing.assert_array_equal(rows, kept[1])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -132,7 +133,7 @@ def test_a_row_whose_new_state_is_no_number_is_told(tmp_path: Path, bad: float):
     program, samples = PoolProgram(model.program, pool, 4), Samples(model.signature)
     inputs = samples.inputs(3, 4)
     inputs[0][1, -1] = bad
-    result = program.run(inputs, [np.full(3, FRESH), np.array([2, 3, 4])], fetch=False)
+    result = program.run(inputs, [np.full(3, FRESH), np.array([2, 3, 4])])
     assert result.finite.tolist() == [True, False, True]
 
 
@@ -142,9 +143,9 @@ def test_states_cross_only_where_they_are_asked_for(tmp_path: Path):
     program, samples = PoolProgram(model.program, pool, 8), Samples(model.signature)
     size, places = model.signature.state_bytes, [np.full(4, FRESH), np.arange(2, 6)]
     for _ in range(5):
-        program.run(samples.inputs(4, 1), places, fetch=False)
+        program.run(samples.inputs(4, 1), places)
     assert (pool.crossed.to_host, pool.crossed.to_device) == (0, 0)
-    program.run(samples.inputs(4, 1), places, fetch=True)
+    pool.read(places[1])
     assert (pool.crossed.to_host, pool.crossed.to_device) == (4 * size, 0)
     pool.write(np.array([2, 3]), pool.read(np.array([4, 5])))
     assert (pool.crossed.to_host, pool.crossed.to_device) == (6 * size, 2 * size)
@@ -157,9 +158,9 @@ def test_rows_of_several_lengths_share_a_run(tmp_path: Path):
     program, samples = PoolProgram(model.ragged, pool, 8), Samples(model.signature)
     inputs, lengths = samples.inputs(4, 5), np.array([5, 2, 4, 1])
     outputs, states = model.ragged.run(inputs, samples.fresh(4), lengths)
-    result = program.run(inputs, [np.full(4, FRESH), np.arange(2, 6)], lengths, fetch=True)
+    result = program.run(inputs, [np.full(4, FRESH), np.arange(2, 6)], lengths)
     np.testing.assert_array_equal(result.outputs[0], outputs[0])
-    np.testing.assert_array_equal(result.rows, rows_of(model, states))
+    np.testing.assert_array_equal(pool.read(np.arange(2, 6)), rows_of(model, states))
 
 
 def test_buckets_are_powers_of_two_up_to_the_largest_batch():
@@ -183,17 +184,16 @@ def test_a_recorded_timestep_gives_what_one_that_is_run_gives(tmp_path: Path):
     plain, recorded = PoolProgram(model.program, pool, 4), PoolProgram(model.program, pool, 4)
     before = pool.read(np.array([FRESH]))
     assert recorded.record() == ""
-    assert len(recorded._recorded) == 2 * 3
+    assert len(recorded._recorded) == 3
     np.testing.assert_array_equal(pool.read(np.array([FRESH])), before)
     samples, turns = Samples(model.signature), np.arange(2, 14).reshape(4, 3)
     for at in range(6):
-        inputs, fetch = samples.inputs(3, 1 if at != 3 else 2), at % 2 == 1
+        inputs = samples.inputs(3, 1 if at != 3 else 2)
         froms = [np.full(3, FRESH)] * 2 if not at else [turns[(at - 1) % 2], turns[2 + (at - 1) % 2]]
-        one = plain.run(inputs, [froms[0], turns[at % 2]], fetch=fetch)
-        other = recorded.run(inputs, [froms[1], turns[2 + at % 2]], fetch=fetch)
+        one = plain.run(inputs, [froms[0], turns[at % 2]])
+        other = recorded.run(inputs, [froms[1], turns[2 + at % 2]])
         np.testing.assert_array_equal(other.outputs[0], one.outputs[0])
         np.testing.assert_array_equal(pool.read(turns[2 + at % 2]), pool.read(turns[at % 2]))
-        assert (other.rows is not None) == fetch
     assert recorded._bound  # what has two timesteps
 
 
@@ -238,5 +238,5 @@ def test_what_the_runtime_does_not_record_is_run_as_before(tmp_path: Path, monke
     assert program.record() == "the runtime does not record it: no such kernel in a graph"
     inputs = Samples(model.signature).inputs(2, 1)
     outputs, _ = model.program.run(inputs, Samples(model.signature).fresh(2))
-    result = program.run(inputs, [np.full(2, FRESH), np.array([2, 3])], fetch=False)
+    result = program.run(inputs, [np.full(2, FRESH), np.array([2, 3])])
     np.testing.assert_array_equal(result.outputs[0], outputs[0])

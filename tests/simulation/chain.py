@@ -87,6 +87,40 @@ def told(state: int) -> str:
     return " ".join(["fresh" if base == FRESH else f"set {base}", *map(str, xs)])
 
 
+class States(HostStates):
+    """They come to the host after a while, as from a device, or now and then they do not."""
+
+    __slots__ = ("_came", "_failures", "_random")
+
+    def __init__(self, random: Random, failures: float, numbers: Array) -> None:
+        super().__init__(SIGNATURE.states, [numbers])
+        self._random, self._failures = random, failures
+        self._came: asyncio.Future[None] | None = None
+
+    def only(self, rows: Array) -> States:
+        some = States(self._random, self._failures, self.arrays[0][rows])
+        some._came = self._came
+        return some
+
+    def fetch(self) -> asyncio.Future[None]:
+        if self._came is None:
+            self._came = came = asyncio.get_running_loop().create_future()
+            if self._random.random() < self._failures:
+                came.set_exception(RuntimeError("the copy failed"))
+                came.exception()  # seen
+            elif self._random.random() < 0.5:
+                came.set_result(None)
+            else:
+                seconds = self._random.choice((0.0, 0.0005, 0.004))
+                asyncio.get_running_loop().call_later(seconds, lambda: came.done() or came.set_result(None))
+        return self._came
+
+    def tensors(self) -> list[Array]:
+        assert self._came is not None
+        self._came.result()
+        return super().tensors()
+
+
 class Runner:
     """The engine's runner, with slabs of one number. A run takes a while, as a device does; now and then it fails."""
 
@@ -94,13 +128,13 @@ class Runner:
         self._random, self._failures = random, failures
         self._slab = np.full(slots, FRESH, _INT)
 
-    def gather(self, slots: Array, given: Sequence[Given] = ()) -> HostStates:
+    def gather(self, slots: Array, given: Sequence[Given] = ()) -> States:
         state = self._slab[slots]
         for _, rows, values in given:
             state[rows] = values
-        return HostStates(SIGNATURE.states, [state])
+        return States(self._random, self._failures, state)
 
-    def scatter(self, slots: Array, states: HostStates) -> None:
+    def scatter(self, slots: Array, states: States) -> None:
         (self._slab[slots],) = states.arrays
 
     def load(self, slots: Array, rows: Array) -> None:
@@ -109,7 +143,7 @@ class Runner:
     def run(
         self,
         inputs: Sequence[Array],
-        states: HostStates,
+        states: States,
         lengths: Array | None = None,
         *,
         fetch: bool = True,
@@ -123,7 +157,7 @@ class Runner:
         outputs = np.array(
             [follow(int(h), xs.tolist()) for h, xs in zip(states.arrays[0], inputs[0], strict=True)], _INT
         )
-        step = Step([outputs], HostStates(SIGNATURE.states, [outputs[:, -1].copy()]))
+        step = Step([outputs], States(self._random, self._failures, outputs[:, -1].copy()))
         if alone and self._random.random() < 0.5:
             answer.set_result(step)
         else:

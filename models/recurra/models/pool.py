@@ -42,12 +42,10 @@ class Result(NamedTuple):
 
     Attributes:
         outputs: as Program.run.
-        rows: the new states, (N, state_bytes) uint8; None where they were not asked for.
         finite: (N,) bool, whose new state holds neither a NaN nor an infinity.
     """
 
     outputs: list[Array]
-    rows: NDArray[np.uint8] | None
     finite: NDArray[np.bool_]
 
 
@@ -81,7 +79,7 @@ class Pool:
         for dtype in self._groups:
             bound.take(f"pool_{dtype.name}", self.buffers[dtype])
             bound.give(f"rows_{dtype.name}")
-        return self.joined(bound.run())
+        return self._joined(bound.run())
 
     def write(self, places: Places, rows: NDArray[np.uint8]) -> None:
         """Put states, (N, state_bytes), at `places`, which differ."""
@@ -95,7 +93,7 @@ class Pool:
         bound.run()
         self._to_device += rows.nbytes
 
-    def joined(self, parts: Sequence[Array]) -> NDArray[np.uint8]:
+    def _joined(self, parts: Sequence[Array]) -> NDArray[np.uint8]:
         """(N, state_bytes) out of each group's (N, width)."""
         raw = [np.ascontiguousarray(part).view(np.uint8).reshape(len(part), -1) for part in parts]
         self._to_host += sum(part.nbytes for part in raw)
@@ -144,7 +142,9 @@ class PoolProgram:
         self._session = program.session.another(self._form.model, profiles=profiles)
         self._bound: OrderedDict[Any, tuple[Places, Bound]] = OrderedDict()
         self._recorded: dict[Any, tuple[Places, Bound]] = {}
-        self._outputs = [port.spec.name for port in program.layout.outputs]
+        # The outputs that go to the host.
+        self._told = [port.spec.name for port in program.layout.outputs]
+        self._told += [group.drift for group in self._form.groups if group.drift]
 
     @property
     def nodes(self) -> dict[str, int]:
@@ -156,31 +156,27 @@ class PoolProgram:
         inputs: Sequence[Array],
         places: Sequence[Places],
         lengths: Array | None = None,
-        *,
-        fetch: bool,
     ) -> Result:
         """Advances N sessions by a chunk; see Program.run.
 
         Args:
             places: (N,) each: where the states are, where the new ones go, and, for a graph of one timestep a call,
                 more for those in between. No place stands twice but FRESH in the first.
-            fetch: the new states are wanted on the host.
 
         """
         program, (source, target, *between) = self._program, places
         if not program.layout.stepwise:
-            return self._call(inputs, source, target, lengths, fetch=fetch)
+            return self._call(inputs, source, target, lengths)
         count, steps = program.timesteps(inputs), []
         finite = np.ones(len(source), bool)
         for step in range(count):
-            last = step == count - 1
             # The last one writes to `target`; before it, this and the other take turns.
             goal = target if (count - 1 - step) % 2 == 0 else between[0]
-            result = self._call(program.step(inputs, step), source, goal, None, fetch=fetch and last)
+            result = self._call(program.step(inputs, step), source, goal, None)
             steps.append(program.untimed(result.outputs))
             finite, source = result.finite, goal
         outputs = [np.stack(each, axis=1) for each in zip(*steps, strict=True)]
-        return Result(outputs, result.rows, finite)
+        return Result(outputs, finite)
 
     def record(self) -> str:
         """Have a timestep of each bucket played as a CUDA graph from now on; empty, or why that cannot be.
@@ -203,16 +199,15 @@ class PoolProgram:
         for number, size in enumerate(self._buckets):
             inputs = [np.zeros((size, *ones[s.has_time_axis], *(n or 0 for n in s.shape)), s.dtype) for s in specs]
             fed = self._fed(self._program.step(inputs, 0) if self._program.layout.stepwise else inputs)
-            for fetch in (False, True):
-                self._record(session.bound(1 + 2 * number + fetch), session, fed, size, fetch=fetch)
+            self._record(session.bound(1 + number), session, fed, size)
 
-    def _record(self, bound: Bound, session: Session, fed: Mapping[str, Array], size: int, *, fetch: bool) -> None:
+    def _record(self, bound: Bound, session: Session, fed: Mapping[str, Array], size: int) -> None:
         places = np.full((size, 2), (FRESH, SCRATCH))
         self._bind_pools(bound)
-        for name, array in zip(self._told(fetch=fetch), self._run(fed, places, fetch=fetch), strict=True):
+        for name, array in zip(self._told, self._run(fed, places), strict=True):
             bound.give(name, session.buffer(array.shape, array.dtype), tell=True)
-        self._recorded[self._key(fed, size, fetch=fetch)] = places, bound
-        self._run(fed, places, fetch=fetch)
+        self._recorded[self._key(fed, size)] = places, bound
+        self._run(fed, places)
 
     def _unrecordable(self) -> str:
         layout = self._program.layout
@@ -230,35 +225,29 @@ class PoolProgram:
         on_cpu = self._session.nodes.get(CPU, 0)
         return f"{on_cpu} of its nodes run on the CPU" if on_cpu and self._session.on_gpu else ""
 
-    def _call(
-        self, inputs: Sequence[Array], source: Places, target: Places, lengths: Array | None, *, fetch: bool
-    ) -> Result:
+    def _call(self, inputs: Sequence[Array], source: Places, target: Places, lengths: Array | None) -> Result:
         count = len(source)
         size = next(bucket for bucket in self._buckets if bucket >= count)
         if size > count:
             inputs = [_filled(array, size, 0) for array in inputs]
             lengths = lengths if lengths is None else _filled(lengths, size, 1)
         fed = self._fed(inputs)
-        places, _ = self._binding(fed, size, fetch=fetch)
+        places, _ = self._binding(fed, size)
         places[:count, 0], places[:count, 1] = source, target
         places[count:] = FRESH, SCRATCH
-        results = self._run(fed, places, self._program.constants(inputs, lengths), fetch=fetch)
+        results = self._run(fed, places, self._program.constants(inputs, lengths))
         outputs = [
             port.from_graph(array)[:count].copy()
             for port, array in zip(self._program.layout.outputs, results, strict=False)
         ]
-        rest = results[len(outputs) :]
-        drifts, rows = rest[: self._drifts], rest[self._drifts :]
         finite = np.ones(count, bool)
-        for drift in drifts:
+        for drift in results[len(outputs) :]:
             finite &= drift[:count] == 0
-        return Result(outputs, self._pool.joined(rows)[:count].copy() if fetch else None, finite)
+        return Result(outputs, finite)
 
-    def _run(
-        self, fed: Mapping[str, Array], places: Places, lent: Mapping[str, Array] | None = None, *, fetch: bool
-    ) -> list[Array]:
+    def _run(self, fed: Mapping[str, Array], places: Places, lent: Mapping[str, Array] | None = None) -> list[Array]:
         """What is told of a whole bucket: views."""
-        _, bound = self._binding(fed, len(places), fetch=fetch)
+        _, bound = self._binding(fed, len(places))
         bound.feed(self._form.places, places)
         for name, array in fed.items():
             bound.feed(name, array)
@@ -273,39 +262,29 @@ class PoolProgram:
             for port, array in zip(self._program.layout.inputs, inputs, strict=True)
         }
 
-    @property
-    def _drifts(self) -> int:
-        return sum(bool(group.drift) for group in self._form.groups)
-
-    def _binding(self, fed: Mapping[str, Array], size: int, *, fetch: bool) -> tuple[Places, Bound]:
+    def _binding(self, fed: Mapping[str, Array], size: int) -> tuple[Places, Bound]:
         """What is bound for these shapes; the ones that were not used longest are let go."""
-        key = self._key(fed, size, fetch=fetch)
+        key = self._key(fed, size)
         if key in self._recorded:
             return self._recorded[key]
         if key not in self._bound:
             bound = self._session.bound()
             self._bound[key] = np.zeros((size, 2), np.int64), bound
             self._bind_pools(bound)
-            for name in self._told(fetch=fetch):
+            for name in self._told:
                 bound.give(name)
             if len(self._bound) > _MOST_BOUND:
                 self._bound.popitem(last=False)
         self._bound.move_to_end(key)
         return self._bound[key]
 
-    def _key(self, fed: Mapping[str, Array], size: int, *, fetch: bool) -> Any:
-        return size, fetch, *(array.shape for array in fed.values())
+    def _key(self, fed: Mapping[str, Array], size: int) -> Any:
+        return size, *(array.shape for array in fed.values())
 
     def _bind_pools(self, bound: Bound) -> None:
         for group in self._form.groups:
             bound.take(group.pool, self._pool.buffers[group.dtype])
             bound.give(group.written, self._pool.buffers[group.dtype])
-
-    def _told(self, *, fetch: bool) -> list[str]:
-        """The outputs that go to the host."""
-        drifts = [group.drift for group in self._form.groups if group.drift]
-        rows = [group.rows for group in self._form.groups] if fetch else []
-        return [*self._outputs, *drifts, *rows]
 
 
 def _profiles(program: Program, form: Pooled, pool: Pool, max_batch: int) -> dict[str, str]:

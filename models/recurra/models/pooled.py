@@ -34,7 +34,6 @@ class Group:
 
     Attributes:
         pool, written: the pool's names as the graph's input and output.
-        rows: the output of the new states, (N, width).
         drift: the output, (N,), that is 0 where they are finite and NaN elsewhere; empty where they always are.
         states: indices in the signature.
         width: elements of one session.
@@ -43,7 +42,6 @@ class Group:
     dtype: np.dtype[Any]
     pool: str
     written: str
-    rows: str
     drift: str
     states: tuple[int, ...]
     width: int
@@ -116,13 +114,13 @@ class _Writer:
         return Pooled(self._model.SerializeToString(), places, tuple(made), self._came)
 
     def _group(self, dtype: np.dtype[Any], states: tuple[int, ...], specs: Sequence[StateSpec]) -> Group:
-        pool, written, rows, drift = [
-            unused(f"recurra_{what}_{dtype.name}", self._taken) for what in ("pool", "written", "rows", "drift")
+        pool, written, drift = [
+            unused(f"recurra_{what}_{dtype.name}", self._taken) for what in ("pool", "written", "drift")
         ]
         width = sum(_elements(specs[index]) for index in states)
         kind = helper.np_dtype_to_tensor_dtype(dtype.newbyteorder("="))
         self._graph.input.append(helper.make_tensor_value_info(pool, kind, [None, width]))
-        return Group(dtype, pool, written, rows, drift if dtype.kind == "f" else "", states, width)
+        return Group(dtype, pool, written, drift if dtype.kind == "f" else "", states, width)
 
     def _read(self, group: Group, source: str, specs: Sequence[StateSpec]) -> dict[int, str]:
         """The name of (N, elements), by state."""
@@ -171,13 +169,10 @@ class _Writer:
 
     def _write_back(self, group: Group, target: str, specs: Sequence[StateSpec], new: dict[int, str]) -> None:
         flats = [self._flat(specs[index], index, new[index]) for index in group.states]
-        if len(flats) > 1:
-            self._add("Concat", flats, group.rows, axis=1)
-        else:
-            self._add("Identity", flats, group.rows)
-        self._add("ScatterND", [group.pool, target, group.rows], group.written)
+        rows = self._add("Concat", flats, axis=1) if len(flats) > 1 else flats[0]
+        self._add("ScatterND", [group.pool, target, rows], group.written)
         if group.drift:
-            zeros = self._add("Sub", [group.rows, group.rows])  # or NaN
+            zeros = self._add("Sub", [rows, rows])  # or NaN
             if self._opset < _SIZES_ARE_INPUTS:
                 self._add("ReduceSum", [zeros], group.drift, axes=[1], keepdims=0)
             else:
@@ -194,7 +189,6 @@ class _Writer:
         kind = helper.np_dtype_to_tensor_dtype(group.dtype.newbyteorder("="))
         shapes: dict[str, list[int | None]] = {
             group.written: [None, group.width],
-            group.rows: [None, group.width],
             group.drift: [None],
         }
         for name, shape in shapes.items():

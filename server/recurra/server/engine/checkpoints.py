@@ -75,7 +75,7 @@ class Checkpoints:
         if not reply.fits(tensors):
             tensors = []
             headers["flags"] |= record.REPLY_DROPPED
-        self._slots.stands(slots, headers, sent=False)
+        self._slots.stands(slots, headers)
         self._slots.ttl_ms[slots] = batch.ttl_ms
         self._slots.dirty_at[slots] = np.minimum(self._slots.dirty_at[slots], self._clock.monotonic())
         self.remember(slots, tensors)
@@ -128,8 +128,7 @@ class Checkpoints:
             for slots, kept in self._packed(some[self._slots.owned[some]]):  # some were written, or lost, meanwhile
                 mine = ~(self._idle(slots) | release)
                 try:
-                    state = self._runner.gather(slots).to_bytes()
-                    self._flying.append(self._commits.checkpoint(slots, state, kept, mine=mine))
+                    self._flying.append(self._commits.checkpoint(slots, self._runner.gather(slots), kept, mine=mine))
                 except Exception as error:  # noqa: BLE001 # such as MemoryError: clients are told BEHIND, and replay
                     _log.exception("checkpoint.failed", sessions=len(slots), error=error)
                     self._slots.give_up(slots)

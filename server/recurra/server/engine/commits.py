@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -21,13 +22,19 @@ from recurra.server.engine.operation import Block, Create
 from recurra.server.engine.ownership import Ownership
 from recurra.server.engine.pending import Pending
 from recurra.server.engine.scheduler import Part
-from recurra.server.engine.seams import Clock, Store
+from recurra.server.engine.seams import Clock, States, Store
 from recurra.server.engine.slots import Slots
 from recurra.server.store import commit, record
+from recurra.server.telemetry import Log
 from recurra.wire.errors import RecurraError
 
 Array = NDArray[Any]
 
+_log = Log(__name__)
+
+_MAX_FLIGHTS: Final = 2  # sent, and unsent: one more batch is run meanwhile
+_NOWHERE: Final = np.uint64(np.iinfo(np.uint64).max)  # in all words of a header: no record stands there
+_UNSENT: Final = b""  # in place of an answer: whose records could not be sent
 TOMBSTONE_MS: Final = 3_600_000  # an ended session answers CLOSED for so long
 
 
@@ -37,10 +44,12 @@ class Flight:
 
     Attributes:
         slots, epochs: (N,), whose.
-        bases: (N,), the slots' when this was sent.
+        bases: (N,), the slots' when this began.
         expected, headers: (N,) HEADER, where the sessions stood before and stand after.
+        parcel: what is to be sent yet; None once it is, and for what only waits behind others.
+        answer: the store's; None where nothing is asked of it, or what was to be sent could not be.
+        commits: whether it writes records, or only waits behind others that do.
         mine: (N,) bool, which of them this replica owns once this is applied.
-        answer: the store's; None for what only waits behind others.
         batch: the operations that wait for it; None at a checkpoint.
         outputs, states: (N, ...), what their clients get.
         refusal: what they get instead, of an operation that was applied before.
@@ -51,8 +60,10 @@ class Flight:
     bases: Array
     expected: Array
     headers: Array
-    answer: Awaitable[list[Any]] | None
     started: float
+    parcel: Parcel | None = None
+    answer: Awaitable[list[Any]] | None = None
+    commits: bool = False
     mine: NDArray[np.bool_] | None = None
     batch: Batch | None = None
     outputs: list[Array] = field(default_factory=list)
@@ -60,19 +71,25 @@ class Flight:
     refusal: RecurraError | None = None
     landed: bool = False
 
+
+class Parcel(NamedTuple):
+    """What is to be sent to the store; the slots may be others' by then.
+
+    Attributes:
+        keys, ttl_ms: (N, ...), see Store.commit.
+        new: the sessions' states; None where none are sent.
+        records: makes the records out of (N, state_bytes) uint8; None: what the store has is written again.
+    """
+
+    keys: Array
+    ttl_ms: Array
+    new: States | None = None
+    records: Callable[[Array], Array] | None = None
+
     @property
-    def commits(self) -> bool:
-        """Whether it changes records, or only waits behind others that do."""
-        return self.answer is not None
-
-
-class Draft(NamedTuple):
-    """A batch's new headers, (N,) HEADER, and which sessions are this replica's, (N,) bool, once they are applied."""
-
-    batch: Batch
-    headers: Array
-    mine: NDArray[np.bool_]
-    now_ms: int
+    def coming(self) -> asyncio.Future[Any] | None:
+        """Done once the states are on the host; None: they are."""
+        return self.new.fetch() if self.new else None
 
 
 class Commits:
@@ -98,68 +115,124 @@ class Commits:
         self._ownership, self._pending, self._landed = ownership, pending, landed
         self._layout, self._reply_tag = np.frombuffer(model.layout, "<u8"), reply.tag(model.signature)
         self._flights: deque[Flight] = deque()
-        self._came, self._gone = asyncio.Event(), asyncio.Event()
+        self._unsent: deque[Flight] = deque()  # of these
+        self._coming: asyncio.Future[Any] | None = None  # what the first unsent one waits for
+        self._came, self._went, self._gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    def __len__(self) -> int:
-        return len(self._flights)
+    @property
+    def behind(self) -> bool:
+        """Whether so much is on its way that what is committed may wait: the next batches grow meanwhile."""
+        unsent = len(self._unsent)
+        return max(unsent, len(self._flights) - unsent) >= _MAX_FLIGHTS
 
-    def prepare(self, batch: Batch, rebased: Array) -> Draft:
-        """Let a batch's sessions stand where its operations bring them: `send` must follow before anything else does.
-
-        `rebased`: (N,) bool, whose position starts from 0.
-        """
-        slots, closes, now_ms = batch.slots, batch.head.closes, int(self._clock.time() * 1000)
-        before = self._slots.heads(slots)
-        new = advanced(before, batch, rebased, now_ms=now_ms)
-        self._slots.ttl_ms[slots] = TOMBSTONE_MS if closes else batch.ttl_ms
-        new["identity"], new["name_bytes"] = self._slots.identities[slots], self._slots.name_bytes[slots]
-        new["layout"], new["reply_tag"] = self._layout, self._reply_tag
-        self._slots.rebase(slots[rebased | batch.anew | (before["kind"] != record.LIVE)])
-        mine = (self._slots.owned[slots] | self._ownership.claims(batch, before, now_ms)) & (not closes)
-        self._slots.stands(slots, new, sent=False)
-        return Draft(batch, new, mine, now_ms)
-
-    def send(self, draft: Draft, outputs: list[Array], states: list[Array], state: Array) -> None:
-        """Send a batch's new records.
+    def prepare(
+        self, batch: Batch, rebased: Array, new: States, outputs: list[Array], states: list[Array]
+    ) -> NDArray[np.bool_]:
+        """Let a batch's sessions stand where its operations bring them; their records are in line, for `send`.
 
         Args:
+            rebased: (N,) bool, whose position starts from 0.
+            new: the states.
             outputs, states: (N, ...), what the clients get and the record keeps.
-            state: (N, state_bytes) uint8, the new state.
-        """
-        batch, new = draft.batch, draft.headers
-        kept = reply.pack(outputs + states, rows=len(batch))
-        if not kept.shape[1] and outputs:
-            new["flags"] |= record.REPLY_DROPPED
-        if batch.head.closes:
-            state = state[:, :0]
-        told = {"batch": batch, "epochs": batch.epochs, "outputs": outputs, "states": states}
-        self._send(batch.slots, new, state, kept, draft.mine, now_ms=draft.now_ms, **told)
 
-    def checkpoint(self, slots: Array, state: Array, kept: Array, *, mine: NDArray[np.bool_]) -> Flight:
+        Returns:
+            (N,) bool, which sessions are this replica's once this is applied.
+        """
+        slots, closes, now_ms = batch.slots, batch.head.closes, int(self._clock.time() * 1000)
+        before, tensors = self._slots.heads(slots), outputs + states
+        headers = advanced(before, batch, rebased, now_ms=now_ms)
+        self._slots.ttl_ms[slots] = TOMBSTONE_MS if closes else batch.ttl_ms
+        headers["identity"], headers["name_bytes"] = self._slots.identities[slots], self._slots.name_bytes[slots]
+        headers["layout"], headers["reply_tag"] = self._layout, self._reply_tag
+        if not reply.fits(tensors):
+            headers["flags"] |= record.REPLY_DROPPED
+        self._slots.rebase(slots[rebased | batch.anew | (before["kind"] != record.LIVE)])
+        mine = (self._slots.owned[slots] | self._ownership.claims(batch, before, now_ms)) & (not closes)
+        told = {"batch": batch, "epochs": batch.epochs, "outputs": outputs, "states": states}
+        kept = partial(reply.pack, tensors, rows=len(batch))
+        self._line_up(slots, headers, None if closes else new, kept, mine, now_ms=now_ms, **told)
+        return mine
+
+    def checkpoint(self, slots: Array, new: States, kept: Array, *, mine: NDArray[np.bool_]) -> Flight:
         """Send where these sessions stand; nobody waits for it.
 
         Args:
-            state: (N, state_bytes) uint8.
+            new: their states.
             kept: (N, R) uint8, the packed replies of their last operations.
             mine: (N,) bool, which of them this replica still owns then.
         """
-        headers, now_ms = self._slots.heads(slots), int(self._clock.time() * 1000)
-        return self._send(slots, headers, state, kept, mine, now_ms=now_ms, epochs=self._slots.epoch[slots])
+        headers, now_ms, epochs = self._slots.heads(slots), int(self._clock.time() * 1000), self._slots.epoch[slots]
+        flight = self._line_up(slots, headers, new, lambda: kept, mine, now_ms=now_ms, epochs=epochs)
+        self.send()
+        return flight
 
-    def _send(
-        self, slots: Array, new: Array, state: Array, kept: Array, mine: NDArray[np.bool_], *, now_ms: int, **more: Any
+    def send(self) -> None:
+        """Send what is in line, oldest first, as far as its states are on the host: the rest follows when they are."""
+        while self._unsent:
+            flight = self._unsent[0]
+            assert flight.parcel is not None
+            coming = flight.parcel.coming
+            if coming is not None and not coming.done():
+                if coming is not self._coming:
+                    coming.add_done_callback(lambda _: self.send())
+                    self._coming = coming
+                return
+            self._unsent.popleft()
+            try:
+                self._send(flight, flight.parcel)
+            except Exception as error:  # noqa: BLE001 # such as MemoryError: the slots are ahead of the store
+                _log.exception("commit.failed", sessions=len(flight.slots), error=error)
+                self._slots.give_up(flight.slots[self._slots.epoch[flight.slots] == flight.epochs])
+            flight.parcel = None
+            self._slots.unpin(flight.slots)
+            self._went.set()
+
+    async def sent(self) -> None:
+        """Wait until what is in line now is sent: what is read then is no older."""
+        await self._until_sent(self._unsent[-1] if self._unsent else None)
+
+    async def _until_sent(self, flight: Flight | None) -> None:
+        while flight is not None and flight.parcel is not None:
+            self._went.clear()
+            await self._went.wait()
+
+    def _line_up(
+        self,
+        slots: Array,
+        headers: Array,
+        new: States | None,
+        kept: Callable[[], Array],
+        mine: NDArray[np.bool_],
+        *,
+        now_ms: int,
+        **more: Any,
     ) -> Flight:
+        if new is not None:
+            new.fetch()  # else they might be gone when this is sent
         ttl_ms, expected = self._slots.ttl_ms[slots], self._slots.expected(slots)
-        new["commit"] = np.frombuffer(os.urandom(16 * len(slots)), "<u8").reshape(-1, 2)
-        new["expire_ms"] = now_ms + ttl_ms
-        self._ownership.mark(new, mine, now_ms)
-        records = record.pack(new, self._slots.names[slots], state, kept)
-        self._slots.stands(slots, new, sent=True)
+        headers["commit"] = np.frombuffer(os.urandom(16 * len(slots)), "<u8").reshape(-1, 2)
+        headers["expire_ms"] = now_ms + ttl_ms
+        self._ownership.mark(headers, mine, now_ms)
+        self._slots.stands(slots, headers)
+        self._slots.dirty_at[slots] = np.inf
         self._slots.owned[slots] &= mine
-        batch = more.get("batch")
-        replicated = batch is not None and batch.head.replicated
-        answer = self._store.commit(self._slots.keys[slots], expected, records, ttl_ms, replicated=replicated)
-        return self._fly(slots=slots, expected=expected, headers=new, answer=answer, mine=mine, **more)
+        names = self._slots.names[slots]
+        parcel = Parcel(self._slots.keys[slots], ttl_ms, new, lambda state: record.pack(headers, names, state, kept()))
+        return self._fly(slots=slots, expected=expected, headers=headers, mine=mine, parcel=parcel, **more)
+
+    def _send(self, flight: Flight, parcel: Parcel) -> None:
+        slots, state = flight.slots, np.empty((len(flight.slots), 0), np.uint8)
+        here = self._slots.epoch[slots] == flight.epochs
+        expected = self._slots.expected(slots)
+        record.words(expected)[~here] = _NOWHERE  # it rests on what was given up since: it must not be applied
+        if parcel.records is None:
+            records = expected.view(np.uint8).reshape(len(slots), -1)
+            expected = record.headers(np.full_like(record.words(expected), _NOWHERE))
+        else:
+            records = parcel.records(parcel.new.to_bytes() if parcel.new else state)
+            self._slots.sent(slots[here], flight.headers[here])
+        replicated = flight.batch is not None and flight.batch.head.replicated
+        flight.answer = self._store.commit(parcel.keys, expected, records, parcel.ttl_ms, replicated=replicated)
 
     def hold(self, batch: Batch, outputs: list[Array], states: list[Array], rebased: Array) -> None:
         """Keep a batch that changes nothing behind the commits that it rests on."""
@@ -167,21 +240,20 @@ class Commits:
         headers, counts = self._slots.heads(batch.slots), (there["kind"] == record.LIVE) & ~rebased
         headers["position"] = there["position"] * counts + np.uint64(batch.head.timesteps)
         headers["flags"] = 0
-        columns = {"slots": batch.slots, "epochs": batch.epochs, "expected": there, "headers": headers}
-        self._fly(answer=None, batch=batch, outputs=outputs, states=states, **columns)
+        told: dict[str, Any] = {"batch": batch, "epochs": batch.epochs, "outputs": outputs, "states": states}
+        self._fly(slots=batch.slots, expected=there, headers=headers, **told)
 
     def confirm(self, batch: Batch, outputs: list[Array], states: list[Array], refusal: RecurraError | None) -> None:
         """Answer a duplicate behind the commits that are in flight: what it repeats may be among them.
 
         A replicated one is written again, with nothing new, and waits for the store's replicas.
         """
-        slots, there, answer = batch.slots, self._slots.heads(batch.slots), None
-        if batch.head.replicated:
-            nowhere = record.headers(np.full_like(record.words(there), np.iinfo(np.uint64).max))
-            heads = there.view(np.uint8).reshape(len(slots), -1)
-            answer = self._store.commit(self._slots.keys[slots], nowhere, heads, batch.ttl_ms, replicated=True)
-        told = {"batch": batch, "outputs": outputs, "states": states, "refusal": refusal}
-        self._fly(slots=slots, epochs=self._slots.epoch[slots], expected=there, headers=there, answer=answer, **told)
+        slots, there = batch.slots, self._slots.heads(batch.slots)
+        parcel = Parcel(self._slots.keys[slots], batch.ttl_ms) if batch.head.replicated else None
+        told: dict[str, Any] = {"batch": batch, "outputs": outputs, "states": states, "refusal": refusal}
+        epochs = self._slots.epoch[slots]
+        self._fly(slots=slots, epochs=epochs, expected=there, headers=there, parcel=parcel, **told)
+        self.send()
 
     async def landed(self, flight: Flight | None = None) -> None:
         """Wait until `flight` has landed; None: all that is in flight now."""
@@ -201,14 +273,18 @@ class Commits:
                 await self._settle_first()
         finally:
             for flight in self._flights:  # nobody will ask what became of them
-                flight.landed = True
+                flight.landed, flight.parcel = True, None
             self._flights.clear()
+            self._unsent.clear()
+            self._went.set()
             self._gone.set()
 
     async def _settle_first(self) -> None:
         flight = self._flights[0]
+        await self._until_sent(flight)
+        plain = [_UNSENT if flight.commits else commit.APPLIED] * len(flight.slots)
         try:
-            replies = await flight.answer if flight.answer else [commit.APPLIED] * len(flight.slots)
+            replies = await flight.answer if flight.answer else plain
         except RecurraError as error:
             replies = [error] * len(flight.slots)
         self._flights.popleft()
@@ -223,10 +299,13 @@ class Commits:
         self._landed(flight)
         self._gone.set()
 
-    def _fly(self, **columns: Any) -> Flight:
-        bases = self._slots.bases[columns["slots"]]
-        flight = Flight(started=self._clock.monotonic(), bases=bases, **columns)
+    def _fly(self, *, parcel: Parcel | None = None, **columns: Any) -> Flight:
+        bases, commits = self._slots.bases[columns["slots"]], parcel is not None
+        flight = Flight(started=self._clock.monotonic(), bases=bases, parcel=parcel, commits=commits, **columns)
         self._flights.append(flight)
+        if commits:
+            self._unsent.append(flight)
+            self._slots.pins[flight.slots] += 1  # nobody else gets these slots before this is sent
         self._came.set()
         return flight
 

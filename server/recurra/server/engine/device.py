@@ -1,4 +1,4 @@
-"""The one thread that runs models on a device."""
+"""The threads of a device: one runs models, one copies states meanwhile."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Hashable
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar, TypeVarTuple
 
@@ -16,16 +17,63 @@ _MOST_KNOWN: Final = 4_096
 _SHORT_SECONDS: Final = 0.00025  # what takes less is not worth the way to another thread and back, about 0.1 ms
 
 
-class Device:
-    """Runs one thing at a time: on its thread, or, if asked, at once where that is known to be short."""
+class _Thread:
+    """Does one thing after another."""
 
-    def __init__(self, name: str = "device") -> None:
-        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._busy = 0
-        self._turn = threading.Lock()
-        self._took: dict[Hashable, float] = {}  # seconds, by what was run
+    def __init__(self, name: str) -> None:
+        self._work: SimpleQueue[Callable[[], Callable[[], Any]] | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._left = 0  # what was asked for and is not done yet
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        return self._left > 0
+
+    def do(self, work: Callable[[], Callable[[], Any]]) -> None:
+        """Call it, and what it gives once it is done."""
+        with self._lock:
+            self._left += 1
+        self._work.put(work)
+
+    def ask(self, loop: asyncio.AbstractEventLoop, function: Callable[[*Ts], T], *arguments: *Ts) -> asyncio.Future[T]:
+        """The function's result, or what it raises, told on the event loop."""
+        answer: asyncio.Future[T] = loop.create_future()
+
+        def work() -> Callable[[], Any]:
+            try:
+                result = function(*arguments)
+            except BaseException as error:  # noqa: BLE001 # it is the caller's
+                return partial(loop.call_soon_threadsafe, _tell, answer, None, error)
+            return partial(loop.call_soon_threadsafe, _tell, answer, result, None)
+
+        self.do(work)
+        return answer
+
+    def close(self) -> None:
+        self._work.put(None)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while (work := self._work.get()) is not None:
+            done = work()
+            with self._lock:
+                self._left -= 1
+            done()
+            del work, done  # and with them the batch
+
+
+class Device:
+    """Runs one thing at a time: on its thread or, if asked, at once where that is known to be short.
+
+    States are copied there and back meanwhile, one copy at a time, to and from places that no run reads or writes.
+    """
+
+    def __init__(self, name: str = "device") -> None:
+        self._runs, self._copies = _Thread(name), _Thread(f"{name} copies")
+        self._running, self._copying = threading.Lock(), threading.Lock()
+        self._took: dict[Hashable, float] = {}  # seconds, by what was run
 
     def run(
         self, what: Hashable, function: Callable[[*Ts], T], *arguments: *Ts, at_once: bool = False
@@ -37,47 +85,44 @@ class Device:
             at_once: run it here, if it is short and the thread is idle: nobody else comes meanwhile.
         """
         loop = asyncio.get_running_loop()
+        if not at_once or self._runs.busy or self._took.get(what, 1.0) >= _SHORT_SECONDS:
+            return self._runs.ask(loop, self._timed, what, function, *arguments)
         answer: asyncio.Future[T] = loop.create_future()
-        if at_once and not self._busy and self._took.get(what, 1.0) < _SHORT_SECONDS:
-            try:
-                answer.set_result(self._timed(what, function, *arguments))
-            except Exception as error:  # noqa: BLE001 # it is the caller's
-                answer.set_exception(error)
-            return answer
-        self._busy += 1
-
-        def work() -> None:
-            try:
-                result = self._timed(what, function, *arguments)
-            except BaseException as error:  # noqa: BLE001 # it is the caller's
-                loop.call_soon_threadsafe(self._tell, answer, None, error)
-            else:
-                loop.call_soon_threadsafe(self._tell, answer, result, None)
-
-        self._work.put(work)
+        try:
+            answer.set_result(self._timed(what, function, *arguments))
+        except Exception as error:  # noqa: BLE001 # it is the caller's
+            answer.set_exception(error)
         return answer
 
-    def now(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        """The function's result, here, between two things that are run; what is run before is done by then."""
-        with self._turn:
+    def copy(self, loop: asyncio.AbstractEventLoop, function: Callable[[*Ts], T], *arguments: *Ts) -> asyncio.Future[T]:
+        """What copies states, and its result, or what it raises: after other copies. From any thread."""
+        return self._copies.ask(loop, self.copy_now, function, *arguments)
+
+    def copy_now(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        """What copies states, here, between two copies; its result."""
+        with self._copying:
             return function(*arguments)
 
-    def close(self) -> None:
-        """End the thread, once what it runs is done."""
-        self._work.put(None)
-        self._thread.join()
-
-    def _tell(self, answer: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-        self._busy -= 1
-        if answer.done():  # cancelled
-            return
-        if error is None:
-            answer.set_result(result)
+    def after_copies(self, function: Callable[[], None]) -> None:
+        """Call it once the copies that were asked for are done; from their thread, or at once where there are none."""
+        if self._copies.busy:
+            self._copies.do(lambda: function)
         else:
-            answer.set_exception(error)
+            function()
+
+    def until_copied(self) -> None:
+        """Wait, here, until the copies that were asked for are done."""
+        done = threading.Event()
+        self.after_copies(done.set)
+        done.wait()
+
+    def close(self) -> None:
+        """End the threads, once what they do is done."""
+        self._runs.close()
+        self._copies.close()
 
     def _timed(self, what: Hashable, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        with self._turn:
+        with self._running:
             began = time.perf_counter()
             result = function(*arguments)
         if len(self._took) >= _MOST_KNOWN:  # callers choose shapes
@@ -85,7 +130,11 @@ class Device:
         self._took[what] = time.perf_counter() - began
         return result
 
-    def _serve(self) -> None:
-        while (work := self._work.get()) is not None:
-            work()
-            del work  # and with it the batch
+
+def _tell(answer: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if answer.done():  # cancelled
+        return
+    if error is None:
+        answer.set_result(result)
+    else:
+        answer.set_exception(error)

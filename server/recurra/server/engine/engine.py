@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,6 @@ from recurra.wire.errors import DeadlineExceeded, Draining, InvalidArgument, Ove
 
 Array = NDArray[Any]
 
-_MAX_FLIGHTS: Final = 2  # batches on their way to the store: one more is run meanwhile, the next ones grow
 _LEAST_RETRY_SECONDS, _MOST_RETRY_SECONDS = 0.05, 5.0
 _QUIET_TURNS, _MOST_TURNS, _ENOUGH = 48, 512, 32  # turns of the event loop, and operations: see Engine._arrive
 
@@ -81,10 +80,12 @@ class Engine:
             commits=self._commits,
             checkpoints=checkpoints,
         )
-        self._outbox = Outbox(
+        outbox = Outbox(
             slots, runner, clock, pending=pending, commits=self._commits, checkpoints=checkpoints, metrics=metrics
         )
-        self._stepper = Stepper(model, runner, clock, pending=pending, outbox=self._outbox, metrics=metrics)
+        self._stepper = Stepper(
+            model, runner, clock, pending=pending, commits=self._commits, outbox=outbox, metrics=metrics
+        )
         self._stateless = np.arange(limits.slots + 1) == 0  # ready while the store is behind
         self._sequence = 0
         self._draining = False
@@ -156,7 +157,7 @@ class Engine:
                 while True:
                     await self._turn(tasks)
                     if 0 < self._scheduler.queued < _ENOUGH:  # others had no turn while this batch was run
-                        self._outbox.send()
+                        self._commits.send()
                         await asyncio.sleep(0)
         finally:
             self._draining = True
@@ -169,7 +170,7 @@ class Engine:
 
     async def _turn(self, tasks: asyncio.TaskGroup) -> None:
         if self._scheduler.queued < _ENOUGH:  # else the next batch begins now, and this is done meanwhile
-            self._outbox.send()
+            self._commits.send()
         await self._arrive()  # from here to the wait for a wake-up there is no other: none is missed
         cold = self.slots.to_load()
         if len(cold):
@@ -182,20 +183,20 @@ class Engine:
         batch = self._admission.admit(parts) if parts else None
         if batch is not None:
             if self._stepper.long(batch):
-                self._outbox.send()
+                self._commits.send()
                 self.slots.run_long(batch.slots, running=True)
                 self._long = tasks.create_task(self._step_long(batch), name=f"long chunk for {self.model.name}")
             else:
                 await self._stepper.step(batch)
             return
-        self._outbox.send()
+        self._commits.send()
         if not parts and not late:
             self._pending.wake.clear()
             await self._pending.wake.wait()
 
     def _ready(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Which slots may be run, (slots,) bool: for what is committed before it is answered, and for the rest."""
-        slots, behind = self.slots, len(self._commits) >= _MAX_FLIGHTS
+        slots, behind = self.slots, self._commits.behind
         ready = self._stateless if behind else slots.ready
         if self._checkpoints.late:
             return ready, self._stateless
@@ -219,6 +220,7 @@ class Engine:
 
     async def _load(self, slots: Rows) -> None:
         """Read these sessions into their slots; who waits for one that cannot be read is told why."""
+        await self._commits.sent()
         self._sequence += 1
         began = self._clock.monotonic()
         for unread, error in await self._loader.load(slots, self._sequence):
@@ -231,7 +233,7 @@ class Engine:
         try:
             await self._stepper.step(batch)
         finally:
-            self._outbox.send()
+            self._commits.send()
             self._long = None
             self.slots.run_long(batch.slots, running=False)
             self._pending.wake.set()

@@ -9,20 +9,19 @@ from numpy.typing import NDArray
 
 from recurra.server.engine.batch import Batch
 from recurra.server.engine.checkpoints import Checkpoints
-from recurra.server.engine.commits import Commits, Draft
+from recurra.server.engine.commits import Commits
 from recurra.server.engine.heads import advanced
 from recurra.server.engine.operation import Kind
 from recurra.server.engine.outcome import Outcome
 from recurra.server.engine.pending import Pending
-from recurra.server.engine.seams import Clock, Runner, States
+from recurra.server.engine.seams import Clock, Runner
 from recurra.server.engine.slots import Slots
 from recurra.server.telemetry import Kind as MetricKind
-from recurra.server.telemetry import Log, ModelMetrics
+from recurra.server.telemetry import ModelMetrics
 from recurra.wire.errors import RunFailed
 
 Array = NDArray[Any]
 
-_log = Log(__name__)
 _METRIC_KINDS: Final[dict[Kind, MetricKind]] = {
     Kind.PREDICT: "predict",
     Kind.RESET: "reset",
@@ -32,7 +31,7 @@ _METRIC_KINDS: Final[dict[Kind, MetricKind]] = {
 
 
 class Outbox:
-    """Keeps outcomes. What is committed is prepared here at once, and sent while the next batch is being run."""
+    """Keeps outcomes. What is committed is in line from here on, and sent while the next batch is being run."""
 
     def __init__(
         self,
@@ -47,7 +46,6 @@ class Outbox:
     ) -> None:
         self._slots, self._pending, self._clock = slots, pending, clock
         self._runner, self._commits, self._checkpoints, self._metrics = runner, commits, checkpoints, metrics
-        self._unsent: list[tuple[Draft, list[Array], list[Array], States]] = []
 
     def reads(self, batch: Batch) -> bool:
         """Whether a batch's new states will be read: by clients, or for the store."""
@@ -80,21 +78,6 @@ class Outbox:
         if outcome.batch.head.kind is Kind.PREDICT:
             self._metrics.statistics.packed(len(outcome.batch), packing)
 
-    def send(self) -> None:
-        """Send what was prepared: once the next batch is being run, or at once where there is none."""
-        unsent, self._unsent = self._unsent, []
-        for draft, outputs, states, state in unsent:
-            try:
-                self._commits.send(draft, outputs, states, state.to_bytes())
-            except Exception as error:  # noqa: BLE001 # such as MemoryError: the slots are ahead of the store
-                _log.exception("commit.failed", error=error)
-                self._slots.give_up(draft.batch.slots)
-                for block, rows in draft.batch.parts:
-                    self._pending.redo(block, rows)
-                continue
-            if draft.mine.any():
-                self._checkpoints.remember(draft.batch.slots, outputs + states)
-
     def _keep(self, outcome: Outcome, *, at_once: bool) -> None:
         """Answer a batch that changes nothing that is kept, or `at_once`; or have it sent to the store first."""
         batch, states, (outputs, told) = outcome.batch, outcome.step.states, outcome.told()
@@ -102,7 +85,6 @@ class Outbox:
             self._pending.answer(batch, outputs, told, self._slots.heads(batch.slots))
             return
         if not batch.head.commit:
-            self.send()
             self._commits.hold(batch, outputs, told, outcome.rebased)
             return
         self._metrics.count_operations(_METRIC_KINDS[batch.head.kind], len(batch))
@@ -113,8 +95,8 @@ class Outbox:
             durable = self._checkpoints.take(batch, headers, outputs + told)
             self._pending.answer(batch, outputs, told, headers, durable)
         else:
-            states.fetch()  # a session that was let go while its batch was run is committed all the same
-            self._unsent.append((self._commits.prepare(batch, outcome.rebased), outputs, told, states))
+            if self._commits.prepare(batch, outcome.rebased, states, outputs, told).any():
+                self._checkpoints.remember(batch.slots, outputs + told)
             self._runner.scatter(batch.slots, states)
             if batch.head.closes:  # what comes next under this name starts fresh
                 self._runner.scatter(batch.slots, self._runner.gather(np.zeros(len(batch), np.intp)))

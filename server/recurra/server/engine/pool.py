@@ -11,7 +11,7 @@ import gc
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from recurra.models import Model, Pool, PoolProgram
 from recurra.models.pool import FIRST, FRESH, Crossed, Result
 from recurra.server.engine.device import Device
-from recurra.server.engine.rows import finite, tensors
+from recurra.server.engine.rows import Rows, finite, tensors
 from recurra.server.engine.seams import Given, States, Step
 from recurra.server.telemetry import ModelMetrics
 
@@ -49,10 +49,17 @@ class Lease:
         self.end()
 
 
+class Reading(NamedTuple):
+    """States of a batch on their way to the host, and which of them are meant."""
+
+    coming: asyncio.Future[Rows]
+    at: NDArray[np.intp]
+
+
 class PoolStates:
     """States in the pool; on the host, too, once they are read."""
 
-    __slots__ = ("_at", "_finite", "_lease", "_rows", "_runner", "places")
+    __slots__ = ("_at", "_finite", "_lease", "_reading", "_rows", "_runner", "places")
 
     def __init__(
         self,
@@ -61,12 +68,13 @@ class PoolStates:
         *,
         lease: Lease | None = None,
         at: NDArray[np.intp] | None = None,
-        rows: NDArray[np.uint8] | None = None,
+        reading: Reading | None = None,
+        rows: Rows | None = None,
         finite: NDArray[np.bool_] | None = None,
     ) -> None:
         """`at`: positions in the lease; without one the places are those of their sessions."""
         self._runner, self.places, self._lease, self._at = runner, places, lease, at
-        self._rows, self._finite = rows, finite
+        self._reading, self._rows, self._finite = reading, rows, finite
 
     def __len__(self) -> int:
         return len(self.places)
@@ -77,6 +85,7 @@ class PoolStates:
             self.places[rows],
             lease=self._lease,
             at=None if self._at is None else self._at[rows],
+            reading=None if self._reading is None else self._reading._replace(at=self._reading.at[rows]),
             rows=None if self._rows is None else self._rows[rows],
             finite=None if self._finite is None else self._finite[rows],
         )
@@ -84,15 +93,21 @@ class PoolStates:
     def finite(self) -> NDArray[np.bool_]:
         return np.ones(len(self), bool) if self._finite is None else self._finite
 
-    def fetch(self) -> None:
-        self.to_bytes()
+    def fetch(self) -> asyncio.Future[Rows] | None:
+        if self._rows is not None:
+            return None
+        if self._reading is None:
+            coming = self._runner.fetch(asyncio.get_running_loop(), self.places, self._lease)
+            self._reading = Reading(coming, np.arange(len(self)))
+        return self._reading.coming
 
     def tensors(self) -> list[Array]:
         return tensors(self._runner.specs, self.to_bytes())
 
-    def to_bytes(self) -> NDArray[np.uint8]:
+    def to_bytes(self) -> Rows:
         if self._rows is None:
-            self._rows = self._runner.read(self.places)
+            read = self._reading
+            self._rows = read.coming.result()[read.at] if read else self._runner.read(self.places)
         return self._rows
 
     def give(self) -> None:
@@ -139,7 +154,7 @@ class PoolRunner:
 
         A recording is of the thread that made it.
         """
-        return self._device.run("record", self._program.record)
+        return self._device.run("record", self._device.copy_now, self._program.record)  # nothing else runs meanwhile
 
     def gather(self, slots: Array, given: Sequence[Given] = ()) -> PoolStates:
         places = self._places[slots]
@@ -160,9 +175,10 @@ class PoolRunner:
         changed = before != states.places
         states.give()
         self._places[slots] = states.places
-        self._returned.append(before[changed & (before != FRESH)])
+        # Copies that were begun may still read there.
+        self._device.after_copies(partial(self._returned.append, before[changed & (before != FRESH)]))
 
-    def load(self, slots: Array, rows: NDArray[np.uint8]) -> None:
+    def load(self, slots: Array, rows: Rows) -> None:
         # Their old places come first: so many sessions may be loaded at once that there are not twice as many places.
         self.scatter(slots, PoolStates(self, np.full(len(slots), FRESH)))
         self.scatter(slots, self._put(rows))
@@ -182,49 +198,61 @@ class PoolRunner:
         leases = [self._lease(len(states)) for _ in range(1 + self._stepwise)]
         what = (id(program), len(states).bit_length(), *(array.shape[1:] for array in inputs))
         places = [states.places, *(lease.places for lease in leases)]
-        run = partial(program.run, inputs, places, lengths, fetch=fetch)
-        return self._device.run(what, self._step, run, states, leases, at_once=alone and not self._on_gpu)
+        run = partial(program.run, inputs, places, lengths)
+        loop = asyncio.get_running_loop() if fetch else None
+        return self._device.run(what, self._step, run, states, leases, loop, at_once=alone and not self._on_gpu)
 
-    def _step(self, run: Callable[[], Result], states: PoolStates, leases: Sequence[Lease]) -> Step:
-        """`states` and `leases` are held until it has run: nobody else gets their places."""
+    def _step(
+        self,
+        run: Callable[[], Result],
+        states: PoolStates,
+        leases: Sequence[Lease],
+        loop: asyncio.AbstractEventLoop | None,
+    ) -> Step:
+        """`states` and `leases` are held until it has run: nobody else gets their places. `loop`: to fetch, too."""
         try:
-            outputs, rows, sound = run()
+            outputs, sound = run()
         except BaseException:
             for lease in leases:  # the error's traceback has them, for how long nobody knows
                 lease.end()
             raise
-        self._tell()
         lease, at = leases[0], np.arange(len(states))
-        return Step(outputs, PoolStates(self, lease.places, lease=lease, at=at, rows=rows, finite=sound))
+        reading = Reading(self.fetch(loop, lease.places, lease), at) if loop else None
+        return Step(outputs, PoolStates(self, lease.places, lease=lease, at=at, reading=reading, finite=sound))
 
     def start(self, inputs: Sequence[Array]) -> asyncio.Future[dict[int, Array]]:
         assert self._start is not None
         what = (id(self._start), *(array.shape for array in inputs))
         return self._device.run(what, self._start.run, inputs)
 
-    def read(self, places: Places) -> NDArray[np.uint8]:
-        """The states at these places, on the host, (N, state_bytes)."""
-        return self._device.now(self._read, places)
+    def fetch(self, loop: asyncio.AbstractEventLoop, places: Places, lease: Lease | None) -> asyncio.Future[Rows]:
+        """The states at these places, on the host, (N, state_bytes), while models are run; `lease`: held until then."""
+        return self._device.copy(loop, self._read, places, lease)
 
-    def _read(self, places: Places) -> NDArray[np.uint8]:
+    def read(self, places: Places) -> Rows:
+        """The states at these places, on the host, (N, state_bytes)."""
+        return self._device.copy_now(self._read, places)
+
+    def _read(self, places: Places, lease: Lease | None = None) -> Rows:
+        del lease
         rows = self._pool.read(places)
         self._tell()
         return rows
 
-    def _write(self, places: Places, rows: NDArray[np.uint8]) -> None:
+    def _write(self, places: Places, rows: Rows) -> None:
         self._pool.write(places, rows)
         self._tell()
 
     def _tell(self) -> None:
-        """Count what crossed since the last time; when the device has its turn."""
+        """Count what crossed since the last time; between two copies."""
         before, self._told = self._told, self._pool.crossed
         if self._metrics and before != self._told:
             self._metrics.count_state_bytes(*np.subtract(self._told, before).tolist())
 
-    def _put(self, rows: NDArray[np.uint8]) -> PoolStates:
+    def _put(self, rows: Rows) -> PoolStates:
         """States from the host, at places of their own."""
         lease = self._lease(len(rows))
-        self._device.now(self._write, lease.places, rows)
+        self._device.copy_now(self._write, lease.places, rows)
         sound = finite(self.specs, rows)
         return PoolStates(self, lease.places, lease=lease, at=np.arange(len(rows)), rows=rows, finite=sound)
 
@@ -232,6 +260,7 @@ class PoolRunner:
         self._collect()
         if count > self._left:
             gc.collect()  # errors may have batches in cycles
+            self._device.until_copied()
             self._collect()
         if count > self._left:
             raise MemoryError(f"{count} places for states are wanted, and {self._left} are free")

@@ -45,7 +45,7 @@ class HostStates:
         return finite
 
     def fetch(self) -> None:
-        pass
+        """They are there."""
 
     def tensors(self) -> list[Array]:
         return [array.transpose(spec.rows_first) for array, spec in zip(self.arrays, self._specs, strict=True)]

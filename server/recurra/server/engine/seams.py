@@ -49,14 +49,16 @@ class States(Protocol):
     def finite(self) -> NDArray[np.bool_]:
         """(N,) bool: whose hold neither a NaN nor an infinity, which would stay in them for ever."""
 
-    def fetch(self) -> None:
-        """Be on the host from now on: readable, too, when something else has become current at their slots."""
+    def fetch(self) -> asyncio.Future[Any] | None:
+        """Come to the host, meanwhile: done once they are there, readable, too, when something else is current at their
+        slots. None: they are.
+        """
 
     def tensors(self) -> list[Array]:
-        """On the host: in the signature's order, (N, *shape)."""
+        """Once they are there: in the signature's order, (N, *shape)."""
 
     def to_bytes(self) -> NDArray[np.uint8]:
-        """On the host: (N, state_bytes), as records keep them."""
+        """Once they are there: (N, state_bytes), as records keep them."""
 
 
 class Given(NamedTuple):
@@ -107,7 +109,7 @@ class Runner(Protocol):
 
         Args:
             lengths: (N,) timesteps of each row, the rest is padding; None: all have the chunk's.
-            fetch: the new states will be asked for on the host.
+            fetch: the new states will be wanted on the host: they are on their way when this is done.
             alone: nobody else waits: the event loop may be held for a short run.
         """
 

@@ -135,7 +135,8 @@ class Slots:
 
     def install(self, slots: Array, headers: Array, asked: int) -> None:
         """The store was read: the sessions stand at `headers`, (N,) HEADER. `asked`: see read_at."""
-        self.stands(slots, headers, sent=True)
+        self.stands(slots, headers)
+        self.sent(slots, headers)
         self.read_at[slots] = asked
         self.durable[slots] = headers["position"]
         self.status[slots], self.ready[slots] = HOT, ~self.running[slots]
@@ -148,12 +149,13 @@ class Slots:
         """(N,) HEADER, copied: what their records will hold once all that was sent is applied."""
         return record.headers(self._stored_words.take(slots, 0))
 
-    def stands(self, slots: Array, headers: Array, *, sent: bool) -> None:
-        """These sessions stand at `headers` (N,) HEADER now; `sent`: the store has that, or will have."""
-        words = record.words(headers)
-        self._header_words[slots], self.read_at[slots] = words, 0
-        if sent:
-            self._stored_words[slots], self.dirty_at[slots] = words, np.inf
+    def stands(self, slots: Array, headers: Array) -> None:
+        """These sessions stand at `headers`, (N,) HEADER, now."""
+        self._header_words[slots], self.read_at[slots] = record.words(headers), 0
+
+    def sent(self, slots: Array, headers: Array) -> None:
+        """The store has `headers`, (N,) HEADER, of these sessions, or will have."""
+        self._stored_words[slots] = record.words(headers)
 
     def rebase(self, slots: Array) -> None:
         """These sessions start from another base state, and their positions from 0: the store has none of it yet."""

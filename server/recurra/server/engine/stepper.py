@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from recurra.models import Model
 from recurra.server.engine.batch import Batch
 from recurra.server.engine.chunks import PIECE, cuttable, run_long
+from recurra.server.engine.commits import Commits
 from recurra.server.engine.operation import Kind
 from recurra.server.engine.outbox import Outbox
 from recurra.server.engine.outcome import Outcome
@@ -25,10 +26,18 @@ class Stepper:
     """Runs batches, one after another."""
 
     def __init__(
-        self, model: Model, runner: Runner, clock: Clock, *, pending: Pending, outbox: Outbox, metrics: ModelMetrics
+        self,
+        model: Model,
+        runner: Runner,
+        clock: Clock,
+        *,
+        pending: Pending,
+        commits: Commits,
+        outbox: Outbox,
+        metrics: ModelMetrics,
     ) -> None:
         self._signature, self._runner, self._clock = model.signature, runner, clock
-        self._pending, self._outbox, self._metrics = pending, outbox, metrics
+        self._pending, self._commits, self._outbox, self._metrics = pending, commits, outbox, metrics
         self._cuttable = cuttable(model)
 
     def long(self, batch: Batch) -> bool:
@@ -50,7 +59,7 @@ class Stepper:
         left = np.ones(len(batch), bool)
         try:
             for block in {block for block, _ in batch.parts if block.start}:
-                self._outbox.send()
+                self._commits.send()
                 block.given = await self._runner.start(block.start) | block.given
                 block.start = []
             began = self._clock.monotonic()
@@ -74,18 +83,24 @@ class Stepper:
                 await self.step(batch.only(np.arange(len(batch)) == place))
 
     async def _run(self, batch: Batch, states: States, gathered_at: float) -> Step:
-        if batch.head.kind is not Kind.PREDICT:
-            return Step([], states)
+        step = (
+            Step([], states) if batch.head.kind is not Kind.PREDICT else await self._predict(batch, states, gathered_at)
+        )
+        if batch.head.return_states and (coming := step.states.fetch()):
+            await coming
+        return step
+
+    async def _predict(self, batch: Batch, states: States, gathered_at: float) -> Step:
         began, timesteps = self._clock.monotonic(), batch.head.timesteps
         fetch = self._outbox.reads(batch)
         self._metrics.observe_stage("queue", began - batch.head.arrival)
         if self.long(batch):
-            self._outbox.send()
+            self._commits.send()
             step = await run_long(self._runner, self._signature, batch, states, fetch=fetch)
         else:
             alone = len(self._pending) == len(batch.parts)
             begun = self._runner.run(batch.inputs, states, batch.lengths, fetch=fetch, alone=alone)
-            self._outbox.send()
+            self._commits.send()
             step = await begun
         running = self._clock.monotonic() - began
         self._metrics.observe_stage("run", running)
