@@ -70,7 +70,7 @@ def owner_not_fenced(there: bytes, expected: bytes, new: bytes) -> bool:
 def reply_before_commit(commits: Commits, **columns: Any) -> Any:
     """An answer leaves when its commit is sent."""
     batch = columns.get("batch")
-    if batch is not None and columns["answer"] is not None and columns.get("refusal") is None:
+    if batch is not None and columns.get("parcel") is not None and columns.get("refusal") is None:
         commits._pending.answer(batch, columns["outputs"], columns["states"], columns["headers"])
         columns["batch"] = None
     return _fly(commits, **columns)

@@ -66,3 +66,31 @@ async def test_a_caller_that_is_cancelled_leaves_it_usable(device):
         await waiting
     gate.set()
     assert await device.run("next", here) is not here()
+
+
+async def test_copies_go_on_beside_a_run_one_after_another(device):
+    running, told = threading.Event(), []
+    run = device.run("long", running.wait)
+    loop = asyncio.get_running_loop()
+    threads = [await device.copy(loop, here) for _ in range(2)]
+    assert len({*threads, here()}) == 2
+    first, gate = device.copy(loop, lambda: gate.wait() and told.append("copy")), threading.Event()
+    device.after_copies(lambda: told.append("after"))
+    assert told == []
+    gate.set()
+    await first
+    device.until_copied()
+    assert told == ["copy", "after"]
+    device.after_copies(lambda: told.append(here()))  # there are none: at once
+    assert told[-1] is here()
+    running.set()
+    assert await run
+
+
+async def test_a_copy_that_fails_is_told(device):
+    def fail() -> None:
+        raise KeyError("missing")
+
+    with pytest.raises(KeyError):
+        await device.copy(asyncio.get_running_loop(), fail)
+    assert device.copy_now(here) is here()

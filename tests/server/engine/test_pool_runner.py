@@ -1,6 +1,7 @@
 """The runner on device memory: places change hands, and none is lost or had by two."""
 
 import gc
+import threading
 from contextlib import closing
 
 import numpy as np
@@ -179,16 +180,49 @@ async def owned(a: Replica, *sessions: str) -> list[bytes]:
     return last
 
 
-async def test_fetched_states_stay_when_others_have_their_places(small, device):
+@pytest.mark.parametrize("current", [True, False])
+async def test_states_that_are_fetched_are_those_of_then(small, device, monkeypatch, current):
+    """Although something else is current at their slots, and every other place somebody else's, before they are read."""
     runner = PoolRunner(small, device, slots=SLOTS)
     slots, x = np.array([1, 2, 3]), np.ones((3, 1, 2), np.float32)
     step = await runner.run([x], runner.gather(slots), fetch=False)
-    step.states.fetch()
     runner.scatter(slots, step.states)
-    for _ in range(20):  # every place is somebody else's by then
+    states = runner.gather(slots) if current else step.states
+    gate, read = threading.Event(), runner._pool.read
+    monkeypatch.setattr(runner._pool, "read", lambda places: gate.wait() and read(places))
+    coming = states.fetch()
+    del step
+    for _ in range(runner.places // 3 - 3):  # as many as there are, without those that wait for the copy
         later = await runner.run([x], runner.gather(slots), fetch=False)
         runner.scatter(slots, later.states)
-    assert step.states.to_bytes().view(np.float32).tolist() == [[1, 1]] * 3
+        if runner.free < 3:
+            break
+    gate.set()
+    await coming
+    assert states.to_bytes().view(np.float32).tolist() == [[1, 1]] * 3
+
+
+async def test_places_that_wait_for_a_copy_are_waited_for(small, device, monkeypatch):
+    runner = PoolRunner(small, device, slots=SLOTS)
+    slots, x = np.array([1, 2, 3, 4]), np.ones((4, 1, 2), np.float32)
+    began, gate, read = threading.Event(), threading.Event(), runner._pool.read
+
+    def held(places):
+        began.set()
+        gate.wait()
+        return read(places)
+
+    monkeypatch.setattr(runner._pool, "read", held)
+    coming = runner.gather(slots).fetch()
+    opener = threading.Thread(target=lambda: began.wait() and gate.set())
+    for _ in range(3 * runner.places):  # each takes four, and the old ones come back behind the copy
+        step = await runner.run([x], runner.gather(slots), fetch=False)
+        runner.scatter(slots, step.states)
+        if runner.free < 4 and not opener.is_alive() and not gate.is_set():
+            opener.start()
+    gate.set()
+    await coming
+    check(runner)
 
 
 async def test_a_session_that_is_let_go_while_it_is_run_is_committed_with_its_own_state(here: World):

@@ -34,7 +34,7 @@ _log = Log(__name__)
 
 _MAX_FLIGHTS: Final = 2  # sent, and unsent: one more batch is run meanwhile
 _NOWHERE: Final = np.uint64(np.iinfo(np.uint64).max)  # in all words of a header: no record stands there
-_UNSENT: Final = b""  # in place of an answer: whose records could not be sent
+_UNSENT: Final = b""  # in place of an answer
 TOMBSTONE_MS: Final = 3_600_000  # an ended session answers CLOSED for so long
 
 
@@ -49,6 +49,7 @@ class Flight:
         parcel: what is to be sent yet; None once it is, and for what only waits behind others.
         answer: the store's; None where nothing is asked of it, or what was to be sent could not be.
         commits: whether it writes records, or only waits behind others that do.
+        rests: (N,) bool, what still rested on what had not been given up when this was sent; the others came to nothing.
         mine: (N,) bool, which of them this replica owns once this is applied.
         batch: the operations that wait for it; None at a checkpoint.
         outputs, states: (N, ...), what their clients get.
@@ -61,6 +62,7 @@ class Flight:
     expected: Array
     headers: Array
     started: float
+    rests: NDArray[np.bool_]
     parcel: Parcel | None = None
     answer: Awaitable[list[Any]] | None = None
     commits: bool = False
@@ -183,13 +185,15 @@ class Commits:
             except Exception as error:  # noqa: BLE001 # such as MemoryError: the slots are ahead of the store
                 _log.exception("commit.failed", sessions=len(flight.slots), error=error)
                 self._slots.give_up(flight.slots[self._slots.epoch[flight.slots] == flight.epochs])
+                flight.rests[:] = False
             flight.parcel = None
             self._slots.unpin(flight.slots)
             self._went.set()
 
-    async def sent(self) -> None:
-        """Wait until what is in line now is sent: what is read then is no older."""
-        await self._until_sent(self._unsent[-1] if self._unsent else None)
+    async def sent(self, slots: Array) -> None:
+        """Wait until what is in line of these sessions is sent: what is read then is no older."""
+        theirs = (flight for flight in reversed(self._unsent) if np.isin(slots, flight.slots).any())
+        await self._until_sent(next(theirs, None))
 
     async def _until_sent(self, flight: Flight | None) -> None:
         while flight is not None and flight.parcel is not None:
@@ -222,15 +226,17 @@ class Commits:
 
     def _send(self, flight: Flight, parcel: Parcel) -> None:
         slots, state = flight.slots, np.empty((len(flight.slots), 0), np.uint8)
-        here = self._slots.epoch[slots] == flight.epochs
+        rests = flight.rests = self._slots.epoch[slots] == flight.epochs
         expected = self._slots.expected(slots)
-        record.words(expected)[~here] = _NOWHERE  # it rests on what was given up since: it must not be applied
+        if not rests.all():
+            record.words(expected)[~rests] = _NOWHERE
         if parcel.records is None:
             records = expected.view(np.uint8).reshape(len(slots), -1)
             expected = record.headers(np.full_like(record.words(expected), _NOWHERE))
         else:
             records = parcel.records(parcel.new.to_bytes() if parcel.new else state)
-            self._slots.sent(slots[here], flight.headers[here])
+            still = slice(None) if rests.all() else rests
+            self._slots.sent(slots[still], flight.headers[still])
         replicated = flight.batch is not None and flight.batch.head.replicated
         flight.answer = self._store.commit(parcel.keys, expected, records, parcel.ttl_ms, replicated=replicated)
 
@@ -282,11 +288,14 @@ class Commits:
     async def _settle_first(self) -> None:
         flight = self._flights[0]
         await self._until_sent(flight)
-        plain = [_UNSENT if flight.commits else commit.APPLIED] * len(flight.slots)
-        try:
-            replies = await flight.answer if flight.answer else plain
-        except RecurraError as error:
-            replies = [error] * len(flight.slots)
+        replies: list[Any] = [commit.APPLIED] * len(flight.slots)
+        if flight.answer is not None:
+            try:
+                replies = await flight.answer
+            except RecurraError as error:
+                replies = [error] * len(flight.slots)
+        if not flight.rests.all():
+            replies = [reply if rests else _UNSENT for reply, rests in zip(replies, flight.rests, strict=True)]
         self._flights.popleft()
         current = self._slots.epoch[flight.slots] == flight.epochs
         if replies.count(commit.APPLIED) == len(replies) and current.all() and flight.refusal is None:
@@ -300,12 +309,19 @@ class Commits:
         self._gone.set()
 
     def _fly(self, *, parcel: Parcel | None = None, **columns: Any) -> Flight:
-        bases, commits = self._slots.bases[columns["slots"]], parcel is not None
-        flight = Flight(started=self._clock.monotonic(), bases=bases, parcel=parcel, commits=commits, **columns)
+        slots, commits = columns["slots"], parcel is not None
+        flight = Flight(
+            bases=self._slots.bases[slots],
+            started=self._clock.monotonic(),
+            rests=np.ones(len(slots), bool),
+            parcel=parcel,
+            commits=commits,
+            **columns,
+        )
         self._flights.append(flight)
         if commits:
             self._unsent.append(flight)
-            self._slots.pins[flight.slots] += 1  # nobody else gets these slots before this is sent
+            self._slots.pins[slots] += 1  # nobody else gets these slots before this is sent
         self._came.set()
         return flight
 

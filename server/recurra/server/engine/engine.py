@@ -220,7 +220,7 @@ class Engine:
 
     async def _load(self, slots: Rows) -> None:
         """Read these sessions into their slots; who waits for one that cannot be read is told why."""
-        await self._commits.sent()
+        await self._commits.sent(slots)
         self._sequence += 1
         began = self._clock.monotonic()
         for unread, error in await self._loader.load(slots, self._sequence):
