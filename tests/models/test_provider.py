@@ -29,7 +29,9 @@ def test_the_cpu_is_chosen_where_it_is_asked_for():
 @pytest.mark.skipif(GPU, reason="there is a GPU")
 @pytest.mark.parametrize("asked", ["cuda", "tensorrt"])
 def test_a_listed_provider_that_runs_no_node_is_refused(asked: str):
-    with pytest.raises(NoGpu, match=r"no GPU can be used \(.+\); install recurra\[server-gpu\].*, or use"):
+    with pytest.raises(
+        NoGpu, match=r"no GPU can be used \(.+\); it takes NVIDIA's driver .* and recurra\[server-gpu\].*, or use"
+    ):
         choose(asked)
 
 
@@ -43,6 +45,23 @@ def test_auto_says_why_it_chose_the_cpu():
 
 def test_a_provider_that_the_runtime_was_built_without_is_told():
     assert provider._failure("NoSuchExecutionProvider") == "this onnxruntime has no NoSuchExecutionProvider"
+
+
+def test_the_places_in_the_runtimes_source_do_not_hide_what_it_says():
+    """As it tells of a driver that is too old, and of TensorRT that is not installed."""
+    call = "/src/cuda/cuda_call.cc:{} std::conditional_t<THRW, void> onnxruntime::CudaCall(ERRTYPE, int) "
+    call += "[with ERRTYPE = cudaError; std::conditional_t<THRW, void> = void] "
+    said = "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version"
+    where = (
+        " ; GPU=-1 ; hostname=h ; file=/src/cuda/cuda_execution_provider.cc ; line=355 ; expr=cudaSetDevice(id); \n\n"
+    )
+    plugins = "/src/python/state.cc:729 void onnxruntime::python::RegisterPlugins(Session&, const Options&) "
+    for text, told in (
+        (call.format(154) + call.format(146) + said + where, said),
+        (plugins + "Please install TensorRT.\n", "Please install TensorRT."),
+        ("(x) There is none ; here", "(x) There is none ; here"),
+    ):
+        assert provider._told(RuntimeError(text)) == told
 
 
 def test_tf32_is_off_unless_the_model_asks_for_it():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -57,7 +58,8 @@ def choose(provider: str) -> Choice:
         return Choice("cpu", f"no GPU can be used: {failure}") if failure else Choice("cuda", f"a node ran on {name}")
     if failure:
         more = " and tensorrt-cu13<11" if provider == "tensorrt" else ""
-        raise NoGpu(f"no GPU can be used ({failure}); install recurra[server-gpu]{more}, or use --provider cpu")
+        needs = f"NVIDIA's driver (in a container, its Container Toolkit too) and recurra[server-gpu]{more}"
+        raise NoGpu(f"no GPU can be used ({failure}); it takes {needs}, or use --provider cpu")
     return Choice(provider, f"a node ran on {name}")
 
 
@@ -111,6 +113,14 @@ def _no_driver() -> str:
     return ""
 
 
+def _told(error: Exception) -> str:
+    """What the runtime says, without the places in its source that stand before and after it."""
+    first = str(error).strip().splitlines()[0]
+    if first.startswith("/"):  # a path, a signature, and perhaps the types of a template
+        first = re.split(r"[)\]] (?=[A-Z])", first)[-1].partition(" ; ")[0]
+    return first[:300]
+
+
 @cache
 def _failure(name: str) -> str:
     """Why the provider does not run one node alone, empty if it does."""
@@ -130,7 +140,7 @@ def _failure(name: str) -> str:
         session = onnxruntime.InferenceSession(model.SerializeToString(), alone, providers=[name], enable_fallback=0)
         found = session.run(None, {"x": np.ones(1, np.float32)})[0].tolist() if name in session.get_providers() else []
     except ERRORS as error:
-        return (printed.getvalue() or _no_driver() or str(error)).strip().splitlines()[0][:300]
+        return next(iter(printed.getvalue().splitlines()), "") or _no_driver() or _told(error)
     finally:
         onnxruntime.set_default_logger_severity(2)
     return "" if found == [2.0] else f"{name} did not run a node"
