@@ -42,7 +42,7 @@ def test_auto_says_why_it_chose_the_cpu():
 
 
 def test_a_provider_that_the_runtime_was_built_without_is_told():
-    assert provider._failure("NoSuchExecutionProvider") == "this onnxruntime has no NoSuchExecutionProvider"
+    assert provider.failure("NoSuchExecutionProvider") == "this onnxruntime has no NoSuchExecutionProvider"
 
 
 def test_tf32_is_off_unless_the_model_asks_for_it():

@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Final
 
+from recurra.models import elsewhere
 from recurra.server.app import Ended, chosen, opened
 from recurra.server.crew import Refusals, Worker, WorkerFailed
 from recurra.server.port import reserved
@@ -32,7 +33,7 @@ async def running(settings: Settings, ending: asyncio.Future[None]) -> AsyncIter
     """As app.running, by `settings.workers` processes; all of them are ready inside the block."""
     if sys.platform != "linux":
         raise WorkerFailed("several workers run on Linux only: use --workers 1")
-    await chosen(settings)
+    await chosen(settings, elsewhere.choose)
     crew: list[Worker] = []
     async with AsyncExitStack() as stack:
         address = stack.enter_context(reserved(settings.listen))
