@@ -328,5 +328,6 @@ def test_a_worker_that_keeps_dying_ends_the_server(start_server: StartServer, va
 
 
 def test_a_worker_that_does_not_start_ends_the_server(start_server: StartServer, tmp_path: Path):
-    with pytest.raises(AssertionError, match=r"recurra serve: worker \d does not start: it ended with status 1"):
+    with pytest.raises(AssertionError, match=r"recurra serve: worker \d does not start: it ended with status 1") as told:
         start_server(*TWO, *IMPATIENT, store=f"unix://{tmp_path}/nothing.sock")
+    assert "library.logged" not in str(told.value)

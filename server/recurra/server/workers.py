@@ -53,10 +53,10 @@ async def running(settings: Settings, ending: asyncio.Future[None]) -> AsyncIter
 
         keeping = [owned(worker.keep(refused, again), "workers", ending) for worker in crew]
         stack.push_async_callback(_end, crew, keeping, settings.drain_seconds + _GRACE_SECONDS)
-        ready = asyncio.ensure_future(asyncio.gather(*(worker.ready.wait() for worker in crew)))
+        ready = asyncio.create_task(_ready(crew))
         await asyncio.wait((ready, ending), return_when=asyncio.FIRST_COMPLETED)
         if ending.done():
-            ready.cancel()
+            await stop([ready])
             await ending
             raise Ended
         _log.info("server.ready", address=address, workers=len(crew), refused=len(refused))
@@ -69,6 +69,11 @@ def _metrics(settings: Settings, crew: list[Worker], stack: AsyncExitStack) -> T
     serving = stack.enter_context(totals(settings.metrics, crew))
     _log.info("metrics.ready", address=serving.address)
     return serving
+
+
+async def _ready(crew: list[Worker]) -> None:
+    for worker in crew:
+        await worker.ready.wait()
 
 
 async def _end(crew: list[Worker], keeping: list[asyncio.Task[None]], seconds: float) -> None:
