@@ -45,6 +45,14 @@ def test_a_provider_that_the_runtime_was_built_without_is_told():
     assert provider.failure("NoSuchExecutionProvider") == "this onnxruntime has no NoSuchExecutionProvider"
 
 
+def test_of_cudas_failure_what_failed_is_told_and_not_which_function_of_the_runtime_met_it():
+    """As onnxruntime-gpu 1.31.1 words it where CUDA_VISIBLE_DEVICES names a GPU that there is not."""
+    met = "cuda_call.cc:154 std::conditional_t<THRW, void, Status> CudaCall(ERRTYPE) [with ERRTYPE = cudaError] "
+    failure = "CUDA failure 100: no CUDA-capable device is detected ; GPU=0 ; hostname=a ; file=b.cc ; line=355"
+    assert provider._first(f"{met * 9}{failure}\n\n") == "CUDA failure 100: no CUDA-capable device is detected"
+    assert provider._first(" Failed to load libcublas.so.13\nanother line") == "Failed to load libcublas.so.13"
+
+
 def test_tf32_is_off_unless_the_model_asks_for_it():
     for asked, tf32 in ((False, "0"), (True, "1")):
         (name, options), last = stack("cuda", tf32=asked)

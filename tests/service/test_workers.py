@@ -314,6 +314,7 @@ def test_one_device_is_one_process_that_sees_it_alone(start_server: StartServer,
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     server = start_server("--devices", "3")
     assert "worker.ready" not in server.log
+    assert 'devices.unused devices=3 reason="no GPU can be used: ' in server.log
     assert environment(server.store_pid)["CUDA_VISIBLE_DEVICES"] == "3"  # what it starts sees what it does
 
 
@@ -328,6 +329,8 @@ def test_a_worker_that_keeps_dying_ends_the_server(start_server: StartServer, va
 
 
 def test_a_worker_that_does_not_start_ends_the_server(start_server: StartServer, tmp_path: Path):
-    with pytest.raises(AssertionError, match=r"recurra serve: worker \d does not start: it ended with status 1") as told:
+    with pytest.raises(
+        AssertionError, match=r"recurra serve: worker \d does not start: it ended with status 1"
+    ) as told:
         start_server(*TWO, *IMPATIENT, store=f"unix://{tmp_path}/nothing.sock")
     assert "library.logged" not in str(told.value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,7 @@ CUDA: Final = "CUDAExecutionProvider"
 TENSORRT: Final = "TensorrtExecutionProvider"
 PROVIDERS: Final = ("auto", "cuda", "tensorrt", "cpu")
 _ENGINES: Final = "~/.cache/recurra/tensorrt"
+_FAILED: Final = re.compile(r"[A-Z]+ failure -?\d+: .*?(?= ;|$)")  # behind the names of C++ functions, 700 characters
 _GPU: Final = {"cuda": CUDA, "tensorrt": TENSORRT}
 
 
@@ -105,6 +107,13 @@ def options(threads: int = 1) -> onnxruntime.SessionOptions:
     return made
 
 
+def _first(complaint: str) -> str:
+    """What of the runtime's lines tells most."""
+    line = complaint.strip().splitlines()[0]
+    failed = _FAILED.search(line)
+    return (failed[0] if failed else line)[:300]
+
+
 def _no_driver() -> str:
     """That there is none; the runtime only says that its nodes are left to the CPU."""
     try:
@@ -133,7 +142,7 @@ def failure(name: str) -> str:
         session = onnxruntime.InferenceSession(model.SerializeToString(), alone, providers=[name], enable_fallback=0)
         found = session.run(None, {"x": np.ones(1, np.float32)})[0].tolist() if name in session.get_providers() else []
     except ERRORS as error:
-        return (printed.getvalue() or _no_driver() or str(error)).strip().splitlines()[0][:300]
+        return _first(printed.getvalue() or _no_driver() or str(error))
     finally:
         onnxruntime.set_default_logger_severity(2)
     return "" if found == [2.0] else f"{name} did not run a node"

@@ -140,6 +140,8 @@ async def chosen(settings: Settings, choose: trials.Choose = models.choose) -> m
     except models.ModelRefused as error:
         raise ProviderUnavailable(f"--provider {settings.provider}: {error}") from None
     _log.info("provider.chosen", asked=settings.provider, chosen=choice.provider, reason=choice.reason)
+    if settings.devices and choice.provider == "cpu":
+        _log.warning("devices.unused", devices=",".join(settings.devices), reason=choice.reason)
     return choice
 
 
