@@ -44,7 +44,7 @@ def test_auto_says_why_it_chose_the_cpu():
 
 
 def test_a_provider_that_the_runtime_was_built_without_is_told():
-    assert provider._failure("NoSuchExecutionProvider") == "this onnxruntime has no NoSuchExecutionProvider"
+    assert provider.failure("NoSuchExecutionProvider") == "this onnxruntime has no NoSuchExecutionProvider"
 
 
 def test_the_places_in_the_runtimes_source_do_not_hide_what_it_says():

@@ -9,7 +9,7 @@ import contextlib
 import ctypes
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -46,20 +46,23 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(provider: str) -> Choice:
-    """What one of PROVIDERS means on this machine. Raises NoGpu where it is a GPU's, and does not work here."""
+def choose(provider: str, failing: Callable[[str], str] | None = None) -> Choice:
+    """What one of PROVIDERS means on this machine. Raises NoGpu where it is a GPU's, and does not work here.
+
+    `failing`: what to ask in place of `failure`, which runs a node in this process.
+    """
     if provider not in PROVIDERS:
         raise ModelRefused(f"there is no provider '{provider}'; use one of {', '.join(PROVIDERS)}")
     if provider == "cpu":
         return Choice("cpu", "it is asked for")
     name = _GPU.get(provider, CUDA)
-    failure = _failure(name)
+    reason = (failing or failure)(name)
     if provider == "auto":
-        return Choice("cpu", f"no GPU can be used: {failure}") if failure else Choice("cuda", f"a node ran on {name}")
-    if failure:
+        return Choice("cpu", f"no GPU can be used: {reason}") if reason else Choice("cuda", f"a node ran on {name}")
+    if reason:
         more = " and tensorrt-cu13<11" if provider == "tensorrt" else ""
         needs = f"NVIDIA's driver (in a container, its Container Toolkit too) and recurra[server-gpu]{more}"
-        raise NoGpu(f"no GPU can be used ({failure}); it takes {needs}, or use --provider cpu")
+        raise NoGpu(f"no GPU can be used ({reason}); it takes {needs}, or use --provider cpu")
     return Choice(provider, f"a node ran on {name}")
 
 
@@ -122,8 +125,8 @@ def _told(error: Exception) -> str:
 
 
 @cache
-def _failure(name: str) -> str:
-    """Why the provider does not run one node alone, empty if it does."""
+def failure(name: str) -> str:
+    """Why the runtime's provider does not run one node alone, empty if it does."""
     if name not in onnxruntime.get_available_providers():
         return f"this onnxruntime has no {name}"
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
