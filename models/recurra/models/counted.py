@@ -1,4 +1,4 @@
-"""Loops that only count: sure, whatever the data, to run once for each timestep of a sequence that they read in turn."""
+"""Loops that only count: sure, whatever the data, to run once for each timestep of a sequence that they read."""
 
 from __future__ import annotations
 
@@ -114,17 +114,11 @@ class _Reader:
         found = []
         for node in self._body.node:
             if node.op_type == "Gather" and self._inside.whole(node.input[1]) == Whole(0, (_TURN,)):
-                sequence, axis = self._sequence(node.input[0]), int(attribute(node, "axis", 0))
+                sequence, axis = plain(self._body, node.input[0]), int(attribute(node, "axis", 0))
                 sizes = dims(self._types.get(sequence)) if sequence not in inside else None
                 if sizes and size(sizes[axis]) == timesteps:
                     found.append(Read(node, sequence, axis))
         return found
-
-    def _sequence(self, name: str) -> str:
-        """What a value is, behind nodes that give all that they take."""
-        while (node := self._inside.maker(name)) is not None and self._inside.is_whole_slice(node):
-            name = node.input[0]
-        return plain(self._body, name)
 
     def is_list(self, value: Carried) -> bool:
         return self._body.input[value.source].type.HasField("sequence_type")

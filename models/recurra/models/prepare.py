@@ -74,7 +74,7 @@ def prepare(model: ModelProto, config: ModelConfig, folder: Path, *, gpu: bool =
     if any(pair.input in names for pair in known):
         raise ModelRefused("model.toml: an input cannot be both a constant and a state")
     pairs = state_pairs.find(graph, known, names)
-    branches.settle(graph)
+    branches.settle(model)
     time_first(graph)
     hoist(graph)
     paddings = causal.find(model)

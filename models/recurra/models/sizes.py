@@ -17,7 +17,6 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, help
 from recurra.models.graph import STANDARD, attribute, constants, data_inputs, subgraphs
 
 _MOST: Final = 64  # elements of a constant that may be sizes
-_FAR: Final = 2**31 - 1  # an end of a Slice that stands for "up to the end"
 _EXACT: Final = (TensorProto.INT32, TensorProto.INT64, TensorProto.FLOAT, TensorProto.DOUBLE)
 
 
@@ -44,7 +43,8 @@ class Whole(NamedTuple):
 
 def types(model: ModelProto) -> dict[str, TypeProto]:
     """Types and sizes of all values at any depth that have a name of their own, inferred; what is declared of values
-    that are computed is not believed."""
+    that are computed is not believed.
+    """
     copy = ModelProto()
     copy.CopyFrom(model)
     for value in data_inputs(copy.graph):
@@ -149,13 +149,13 @@ class Sizes:
         node = self._maker.get(name)
         if node is None or node.domain not in STANDARD:
             return None
-        if node.op_type == "Shape":
-            return self._shape(node)
-        if node.op_type == "Concat":
-            return self._joined(node)
+        if node.op_type in ("Shape", "Concat"):
+            return self._shape(node) if node.op_type == "Shape" else self._joined(node)
         first = self.whole(node.input[0]) if node.input else None
-        if first is None:
-            return None
+        return None if first is None else self._made(node, first)
+
+    def _made(self, node: NodeProto, first: Whole) -> Whole | None:
+        """What a node makes of its first input."""
         match node.op_type:
             case "Identity":
                 return first
@@ -172,16 +172,9 @@ class Sizes:
                 return self._sliced(node, first)
         return None
 
-    def is_whole_slice(self, node: NodeProto) -> bool:
-        """Whether a Slice gives all that it takes."""
-        starts, ends, steps = (self._numbers(node, index) for index in (1, 2, 4))
-        if node.op_type != "Slice" or not starts or not ends or (len(node.input) > 4 and not steps):  # noqa: PLR2004
-            return False
-        return not any(starts) and all(end >= _FAR for end in ends) and all(step == 1 for step in steps or ())
-
-    def _numbers(self, node: NodeProto, index: int) -> list[int] | None:
-        """The constants that an input of a node is."""
-        found = self.whole(node.input[index]) if index < len(node.input) and node.input[index] else None
+    def numbers(self, name: str) -> list[int] | None:
+        """The constants that a value is made of; none for an input that is left out."""
+        found = self.whole(name) if name else Whole(1, ())
         if found is None or any(part is None or part.turns or part.size for part in found.parts):
             return None
         return [part.plus for part in found.parts if part is not None]
@@ -209,7 +202,7 @@ class Sizes:
         return Whole(max(first.rank, second.rank), (one + other,))
 
     def _gathered(self, node: NodeProto, first: Whole) -> Whole | None:
-        index, places = self.whole(node.input[1]), self._numbers(node, 1)
+        index, places = self.whole(node.input[1]), self.numbers(node.input[1])
         if index is None or places is None or first.rank != 1:
             return None
         if any(not -len(first.parts) <= place < len(first.parts) for place in places):
@@ -217,8 +210,8 @@ class Sizes:
         return Whole(index.rank, tuple(first.parts[place] for place in places))
 
     def _sliced(self, node: NodeProto, first: Whole) -> Whole | None:
-        starts, ends = self._numbers(node, 1), self._numbers(node, 2)
-        if first.rank != 1 or not starts or not ends or (self._numbers(node, 4) or [1]) != [1]:
+        starts, ends = (self.numbers(name) for name in node.input[1:3])
+        if first.rank != 1 or not starts or not ends or any(self.numbers(name) != [1] for name in node.input[4:]):
             return None
         return Whole(1, first.parts[starts[0] : ends[0]])
 

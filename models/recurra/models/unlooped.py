@@ -18,6 +18,7 @@ from recurra.models.dead import bury
 from recurra.models.graph import STANDARD, ancestors, attribute, reads, subgraphs
 from recurra.models.names import all_names, unused
 from recurra.models.sizes import dims, types
+from recurra.models.slices import trim
 
 _OLDEST: Final = 11  # the opset whose Scan takes axes that are counted from the end
 
@@ -31,6 +32,7 @@ def rewrite(model: ModelProto, states: Mapping[str, str]) -> int:
     """
     if any(entry.domain in STANDARD and entry.version < _OLDEST for entry in model.opset_import):
         return 0
+    trim(model.graph)
     return _Rewriter(model, states).rewrite([model.graph])
 
 
@@ -150,8 +152,8 @@ class _Writer:
             given.append(_Given(stack.value, name, int(attribute(stack.node, "axis"))))
             behind.append((stack.node, helper.make_node("Identity", [name], list(stack.node.output))))
         states = [
-            _State(value.before, value.after, start := loop.input[value.source], loop.output[value.result], self._types[start])
-            for value in values
+            _State(value.before, value.after, start, loop.output[value.result], self._types[start])
+            for value, start in zip(values, loop.input[2:], strict=True)
             if value.source not in self._found.lists
         ]
         return [(loop, self._scan(self._needed(states, given), given)), *behind]
@@ -165,9 +167,10 @@ class _Writer:
         turn, going = self._body.input[:2]
         for state in list(states):
             others = [each.after for each in states if each is not state] + [each.value for each in given]
-            if state.end not in self._wanted and state.before not in ancestors(
-                [self._body], others, through_shapes=True
-            )[1]:
+            if (
+                state.end not in self._wanted
+                and state.before not in ancestors([self._body], others, through_shapes=True)[1]
+            ):
                 states.remove(state)
         _, names = ancestors(
             [self._body], [*(each.after for each in states), *(each.value for each in given)], through_shapes=True
@@ -180,7 +183,7 @@ class _Writer:
             self._body.node.append(helper.make_node("Add", [turn.name, one], [after]))
             states.append(_State(turn.name, after, first, "", helper.make_tensor_type_proto(TensorProto.INT64, shape)))
         if going.name in names:
-            self._body.initializer.append(numpy_helper.from_array(np.array(True), going.name))  # noqa: FBT003
+            self._body.initializer.append(numpy_helper.from_array(np.array(True), going.name))
         return states
 
     def _scan(self, states: list[_State], given: list[_Given]) -> NodeProto:
