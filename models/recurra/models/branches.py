@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, OperatorSetIdProto, helper
+from onnx import GraphProto, ModelProto, OperatorSetIdProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from recurra.models.graph import ancestors, attribute, constants, subgraphs
-from recurra.models.names import all_names, rename, unused
+from recurra.models.inline import inlined
+from recurra.models.names import all_names
 
 # What torch makes conditions of: whether a rank, which it knows, is one of several.
 _EVALUATED: Final = frozenset(["Constant", "Identity", "Cast", "Equal", "Not", "And", "Or", "ReduceMax", "ReduceMin"])
@@ -45,28 +46,10 @@ def _replaced_one(graph: GraphProto, taken: set[str], imports: Sequence[Operator
     for index, node in enumerate(graph.node):
         flag = _flag(graph, node.input[0], imports) if node.op_type == "If" else None
         if flag is not None:
-            branch = GraphProto()
-            branch.CopyFrom(attribute(node, "then_branch" if flag else "else_branch"))
-            results = list(node.output)
+            branch = attribute(node, "then_branch" if flag else "else_branch")
+            nodes = inlined(graph, branch, [], node.output, taken)
             del graph.node[index]
-            for each in reversed(_inlined(graph, branch, results, taken)):
+            for each in reversed(nodes):
                 graph.node.insert(index, each)
             return True
     return False
-
-
-def _inlined(graph: GraphProto, branch: GraphProto, results: list[str], taken: set[str]) -> list[NodeProto]:
-    """The nodes of `branch`, with names of their own; its initializers go to `graph`."""
-    made = [name for node in branch.node for name in node.output if name]
-    made += [tensor.name for tensor in branch.initializer]
-    rename(branch, {name: unused(name, taken) for name in made})
-    graph.initializer.extend(branch.initializer)
-    given = [value.name for value in branch.output]
-    return [
-        *branch.node,
-        *(
-            helper.make_node("Identity", [name], [result])
-            for name, result in zip(given, results, strict=False)
-            if result
-        ),
-    ]

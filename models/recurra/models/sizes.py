@@ -27,12 +27,6 @@ class Number(NamedTuple):
     size: str = ""
     plus: int = 0
 
-    def __add__(self, other: object) -> Number | None:  # type: ignore[override]
-        assert isinstance(other, Number)
-        if self.size and other.size:
-            return None
-        return Number(self.turns + other.turns, self.size or other.size, self.plus + other.plus)
-
 
 class Whole(NamedTuple):
     """A tensor of rank 0 or 1 of numbers; None for one that is not known."""
@@ -164,8 +158,8 @@ class Sizes:
             case "Squeeze" | "Unsqueeze" if len(first.parts) == 1:
                 goal = first.rank + (1 if node.op_type == "Unsqueeze" else -1)
                 return Whole(goal, first.parts) if goal in (0, 1) else None
-            case "Add" | "Sub":
-                return self._sum(node, first)
+            case "Add" | "Sub" | "Mul" | "Div":
+                return self._reckoned(node, first)
             case "Gather":
                 return self._gathered(node, first)
             case "Slice":
@@ -191,15 +185,16 @@ class Sizes:
         parts = [part for whole in each if whole is not None and whole.rank == 1 for part in whole.parts]
         return Whole(1, tuple(parts)) if all(whole is not None and whole.rank == 1 for whole in each) else None
 
-    def _sum(self, node: NodeProto, first: Whole) -> Whole | None:
+    def _reckoned(self, node: NodeProto, first: Whole) -> Whole | None:
         second = self.whole(node.input[1])
         if second is None or len(first.parts) != 1 or len(second.parts) != 1:
             return None
         one, other = first.parts[0], second.parts[0]
-        if one is None or other is None or (node.op_type == "Sub" and other.size):
+        kind = self._types.get(node.output[0], TypeProto()).tensor_type.elem_type
+        if node.op_type == "Div" and kind not in (TensorProto.INT32, TensorProto.INT64):
             return None
-        other = Number(-other.turns, "", -other.plus) if node.op_type == "Sub" else other
-        return Whole(max(first.rank, second.rank), (one + other,))
+        result = None if one is None or other is None else _reckoned(node.op_type, one, other)
+        return None if result is None else Whole(max(first.rank, second.rank), (result,))
 
     def _gathered(self, node: NodeProto, first: Whole) -> Whole | None:
         index, places = self.whole(node.input[1]), self.numbers(node.input[1])
@@ -214,6 +209,19 @@ class Sizes:
         if first.rank != 1 or not starts or not ends or any(self.numbers(name) != [1] for name in node.input[4:]):
             return None
         return Whole(1, first.parts[starts[0] : ends[0]])
+
+
+def _reckoned(op: str, one: Number, other: Number) -> Number | None:
+    plain = not (one.turns or one.size or other.turns or other.size)
+    if op == "Add" and not (one.size and other.size):
+        return Number(one.turns + other.turns, one.size or other.size, one.plus + other.plus)
+    if op == "Sub" and not other.size:
+        return Number(one.turns - other.turns, one.size, one.plus - other.plus)
+    if op == "Mul" and plain:
+        return Number(plus=one.plus * other.plus)
+    if op == "Div" and plain and other.plus > 0 and one.plus >= 0:
+        return Number(plus=one.plus // other.plus)
+    return None
 
 
 def _constant(tensor: TensorProto) -> Whole | None:

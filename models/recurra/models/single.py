@@ -1,0 +1,104 @@
+"""A graph for single timesteps: a Scan over one is its body, and sizes that are known then are constants.
+
+So it can be recorded as a CUDA graph, which takes neither Scans nor nodes on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, TypeProto, helper, numpy_helper
+
+from recurra.models.carried import body_of
+from recurra.models.dead import bury
+from recurra.models.graph import STANDARD, attribute
+from recurra.models.inline import inlined
+from recurra.models.names import all_names, unused
+from recurra.models.sizes import Sizes, dims, types
+
+_AXES_ARE_INPUTS: Final = 13  # the opset since which Squeeze takes its axes as an input
+
+
+def single(model: ModelProto, axes: Mapping[str, int]) -> None:
+    """Makes it of `model`, in place.
+
+    Args:
+        axes: where each graph input has its time, of those that have it.
+
+    """
+    for value in model.graph.input:
+        if value.name in axes:
+            value.type.tensor_type.shape.dim[axes[value.name]].dim_value = 1
+    opset = next((entry.version for entry in model.opset_import if entry.domain in STANDARD), 0)
+    taken = all_names(model.graph)
+    while _wrote_one(model, opset, taken):
+        pass
+    _fold(model)
+    bury(model.graph)
+
+
+def _wrote_one(model: ModelProto, opset: int, taken: set[str]) -> bool:
+    graph, kinds = model.graph, dict[str, TypeProto]()
+    for index, node in enumerate(graph.node):
+        if node.op_type == "Scan" and node.domain in STANDARD:
+            kinds = kinds or types(model)
+            if _is_single(node, kinds):
+                nodes = _written(graph, node, opset, taken)
+                del graph.node[index]
+                for each in reversed(nodes):
+                    graph.node.insert(index, each)
+                return True
+    return False
+
+
+def _axes(scan: NodeProto, what: str, count: int) -> list[int]:
+    return list(attribute(scan, f"scan_{what}_axes", [0] * count))
+
+
+def _is_single(scan: NodeProto, kinds: Mapping[str, TypeProto]) -> bool:
+    """Whether it scans one timestep; all that it scans is of one length."""
+    count = int(attribute(scan, "num_scan_inputs"))
+    found = zip(scan.input[-count:], _axes(scan, "input", count), strict=True)
+    return any((sizes := dims(kinds.get(name))) is not None and sizes[axis] == 1 for name, axis in found)
+
+
+def _written(graph: GraphProto, scan: NodeProto, opset: int, taken: set[str]) -> list[NodeProto]:
+    body, count = body_of(scan), int(attribute(scan, "num_scan_inputs"))
+    states = len(scan.input) - count
+    before, given, behind, results = [], list(scan.input[:states]), [], list(scan.output[:states])
+    for name, axis in zip(scan.input[states:], _axes(scan, "input", count), strict=True):
+        given.append(unused(f"{name}/one", taken))
+        before.append(_turned(graph, "Squeeze", name, given[-1], axis, opset, taken))
+    stacked = scan.output[states:]
+    for name, axis in zip(stacked, _axes(scan, "output", len(stacked)), strict=True):
+        results.append(unused(f"{name}/one", taken) if name else "")
+        if name:
+            behind.append(_turned(graph, "Unsqueeze", results[-1], name, axis, opset, taken))
+    return [*before, *inlined(graph, body, given, results, taken), *behind]
+
+
+def _turned(graph: GraphProto, op: str, name: str, result: str, axis: int, opset: int, taken: set[str]) -> NodeProto:
+    """A Squeeze or an Unsqueeze."""
+    if opset < _AXES_ARE_INPUTS:
+        return helper.make_node(op, [name], [result], axes=[axis])
+    axes = unused(f"{result}/axes", taken)
+    graph.initializer.append(numpy_helper.from_array(np.array([axis], np.int64), axes))
+    return helper.make_node(op, [name, axes], [result])
+
+
+def _fold(model: ModelProto) -> None:
+    """Makes constants of the sizes that are known."""
+    kinds = types(model)
+    sizes = Sizes([model.graph], kinds)
+    made = [node for node in model.graph.node if node.op_type != "Constant" and node.output[0] in kinds]
+    known = [sizes.numbers(node.output[0]) for node in made]  # all before the first is changed
+    for node, numbers in zip(made, known, strict=True):
+        if numbers is not None:
+            kind = kinds[node.output[0]].tensor_type
+            array = np.array(numbers, helper.tensor_dtype_to_np_dtype(kind.elem_type)).reshape(
+                len(kind.shape.dim) * [-1]
+            )
+            constant = helper.make_node("Constant", [], [node.output[0]], value=numpy_helper.from_array(array))
+            node.CopyFrom(constant)
