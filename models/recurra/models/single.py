@@ -70,22 +70,18 @@ def _written(graph: GraphProto, scan: NodeProto, opset: int, taken: set[str]) ->
     before, given, behind, results = [], list(scan.input[:states]), [], list(scan.output[:states])
     for name, axis in zip(scan.input[states:], _axes(scan, "input", count), strict=True):
         given.append(unused(f"{name}/one", taken))
-        before.append(_turned(graph, "Squeeze", name, given[-1], axis, opset, taken))
+        before.append(helper.make_node("Squeeze", [name], [given[-1]], axes=[axis]))
     stacked = scan.output[states:]
     for name, axis in zip(stacked, _axes(scan, "output", len(stacked)), strict=True):
         results.append(unused(f"{name}/one", taken) if name else "")
         if name:
-            behind.append(_turned(graph, "Unsqueeze", results[-1], name, axis, opset, taken))
+            behind.append(helper.make_node("Unsqueeze", [results[-1]], [name], axes=[axis]))
+    if opset >= _AXES_ARE_INPUTS:
+        for node in (*before, *behind):
+            node.input.append(unused(f"{node.output[0]}/axes", taken))
+            graph.initializer.append(numpy_helper.from_array(np.array(attribute(node, "axes")), node.input[1]))
+            del node.attribute[:]
     return [*before, *inlined(graph, body, given, results, taken), *behind]
-
-
-def _turned(graph: GraphProto, op: str, name: str, result: str, axis: int, opset: int, taken: set[str]) -> NodeProto:
-    """A Squeeze or an Unsqueeze."""
-    if opset < _AXES_ARE_INPUTS:
-        return helper.make_node(op, [name], [result], axes=[axis])
-    axes = unused(f"{result}/axes", taken)
-    graph.initializer.append(numpy_helper.from_array(np.array([axis], np.int64), axes))
-    return helper.make_node(op, [name, axes], [result])
 
 
 def _fold(model: ModelProto) -> None:
