@@ -16,7 +16,7 @@ from recurra.models.dead import bury
 from recurra.models.graph import STANDARD, attribute
 from recurra.models.inline import inlined
 from recurra.models.names import all_names, unused
-from recurra.models.sizes import Sizes, dims, types
+from recurra.models.sizes import Sizes, Whole, dims, types
 
 _AXES_ARE_INPUTS: Final = 13  # the opset since which Squeeze takes its axes as an input
 
@@ -61,7 +61,12 @@ def _is_single(scan: NodeProto, kinds: Mapping[str, TypeProto]) -> bool:
     """Whether it scans one timestep; all that it scans is of one length."""
     count = int(attribute(scan, "num_scan_inputs"))
     found = zip(scan.input[-count:], _axes(scan, "input", count), strict=True)
-    return any((sizes := dims(kinds.get(name))) is not None and sizes[axis] == 1 for name, axis in found)
+    return any(_is_one(kinds.get(name), axis) for name, axis in found)
+
+
+def _is_one(kind: TypeProto | None, axis: int) -> bool:
+    sizes = dims(kind)
+    return sizes is not None and sizes[axis] == 1
 
 
 def _written(graph: GraphProto, scan: NodeProto, opset: int, taken: set[str]) -> list[NodeProto]:
@@ -85,16 +90,31 @@ def _written(graph: GraphProto, scan: NodeProto, opset: int, taken: set[str]) ->
 
 
 def _fold(model: ModelProto) -> None:
-    """Makes constants of the sizes that are known."""
-    kinds = types(model)
-    sizes = Sizes([model.graph], kinds)
-    made = [node for node in model.graph.node if node.op_type != "Constant" and node.output[0] in kinds]
-    known = [sizes.numbers(node.output[0]) for node in made]  # all before the first is changed
-    for node, numbers in zip(made, known, strict=True):
-        if numbers is not None:
-            kind = kinds[node.output[0]].tensor_type
-            array = np.array(numbers, helper.tensor_dtype_to_np_dtype(kind.elem_type)).reshape(
-                len(kind.shape.dim) * [-1]
-            )
-            constant = helper.make_node("Constant", [], [node.output[0]], value=numpy_helper.from_array(array))
-            node.CopyFrom(constant)
+    """Makes constants of the sizes that are known, and Reshapes that one size is missing of find it themselves."""
+    graph, kinds = model.graph, types(model)
+    sizes, taken = Sizes([graph], kinds), all_names(graph)
+    changed = []  # after all are read
+    for node in graph.node:
+        kind = kinds.get(node.output[0], TypeProto()).tensor_type
+        if node.op_type == "Reshape":
+            shape = _shape(sizes.whole(node.input[1]))
+            if shape:
+                name = unused(f"{node.output[0]}/shape", taken)
+                graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), name))
+                node.input[1] = name
+        elif node.op_type != "Constant" and (known := sizes.numbers(node.output[0])) is not None:
+            array = np.array(known, helper.tensor_dtype_to_np_dtype(kind.elem_type))
+            array = array.reshape([-1] * len(kind.shape.dim))
+            value = numpy_helper.from_array(array)
+            changed.append((node, helper.make_node("Constant", [], [node.output[0]], value=value)))
+        elif node.op_type == "ReverseSequence" and _is_one(kinds.get(node.input[0]), attribute(node, "time_axis", 0)):
+            changed.append((node, helper.make_node("Identity", node.input[:1], node.output)))
+    for node, other in changed:
+        node.CopyFrom(other)
+
+
+def _shape(whole: Whole | None) -> list[int] | None:
+    """A shape that one size is missing of, -1 in its place."""
+    parts = whole.parts if whole else ()
+    sizes = [-1 if part is None or part.size else part.plus for part in parts]
+    return sizes if sizes.count(-1) == 1 and 0 not in sizes else None

@@ -135,14 +135,16 @@ class Sizes:
         return node
 
     def whole(self, name: str) -> Whole | None:
-        """What a value is; None for one that no numbers are known of."""
+        """What a value is, of known rank; None for one of another."""
         if name in self._known:
             return self._known[name]
         if name in self._fixed:
             return _constant(self._fixed[name])
         node = self._maker.get(name)
-        if node is None or node.domain not in STANDARD:
-            return None
+        found = None if node is None or node.domain not in STANDARD else self._of(node)
+        return found or _unknown(self._types.get(name))
+
+    def _of(self, node: NodeProto) -> Whole | None:
         if node.op_type in ("Shape", "Concat"):
             return self._shape(node) if node.op_type == "Shape" else self._joined(node)
         first = self.whole(node.input[0]) if node.input else None
@@ -222,6 +224,13 @@ def _reckoned(op: str, one: Number, other: Number) -> Number | None:
     if op == "Div" and plain and other.plus > 0 and one.plus >= 0:
         return Number(plus=one.plus // other.plus)
     return None
+
+
+def _unknown(kind: TypeProto | None) -> Whole | None:
+    sizes = dims(kind)
+    if sizes is None or len(sizes) > 1 or not all(isinstance(each, int) and each <= _MOST for each in sizes):
+        return None
+    return Whole(len(sizes), (None,) * (int(sizes[0] or 0) if sizes else 1))
 
 
 def _constant(tensor: TensorProto) -> Whole | None:
