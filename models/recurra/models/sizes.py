@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from math import prod
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -48,8 +49,9 @@ def types(model: ModelProto) -> dict[str, TypeProto]:
     _forget(copy.graph)
     for value in copy.graph.output:
         value.type.tensor_type.ClearField("shape")
+    often = Counter(_defined(copy.graph))
+    _lend(copy.graph, {})
     inferred = onnx.shape_inference.infer_shapes(copy, data_prop=True).graph
-    often = Counter(_defined(inferred))
     return {name: kind for name, kind in _typed(inferred) if often[name] == 1}
 
 
@@ -77,6 +79,18 @@ def _forget(graph: GraphProto) -> None:
             for value in chain(body.output, body.input if node.op_type == "Loop" else ()):
                 value.type.tensor_type.ClearField("shape")
             _forget(body)
+
+
+def _lend(graph: GraphProto, outer: Mapping[str, TensorProto]) -> None:
+    """Gives bodies the constants that they read from outside: inference does not look there."""
+    known = {**outer, **{name: each for name, each in constants(graph).items() if prod(each.dims) <= _MOST}}
+    for body in (sub for node in graph.node for sub in subgraphs(node)):
+        own = {*_defined(body)}
+        lent = {name for node in body.node for name in node.input if name in known and name not in own}
+        for name in sorted(lent):
+            body.initializer.add().CopyFrom(known[name])
+            body.initializer[-1].name = name
+        _lend(body, known)
 
 
 def _defined(graph: GraphProto) -> list[str]:

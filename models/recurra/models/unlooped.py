@@ -194,6 +194,7 @@ class _Writer:
         outputs = [ValueInfoProto(name=name) for name in self._owned(made)]
         graph = helper.make_graph(list(body.node), body.name or "timestep", inputs, outputs, list(body.initializer))
         bury(graph)
+        stacked = {"scan_output_axes": [each.axis for each in given]} if given else {}
         return helper.make_node(
             "Scan",
             [*(each.start for each in states), *(read.sequence for read in reads)],
@@ -202,7 +203,7 @@ class _Writer:
             body=graph,
             num_scan_inputs=len(reads),
             scan_input_axes=[read.axis for read in reads],
-            scan_output_axes=[each.axis for each in given],
+            **stacked,
         )
 
     def _owned(self, names: list[str]) -> list[str]:
