@@ -54,7 +54,7 @@ LIST = [
     ("float[N, 3] out)", "seq(float[N, 3]) list_new)"),
     ("out = Neg (after)", "out = Neg (after)\n list_new = SequenceInsert (list, out)"),
 ]
-STACK = ("}>", "}>\n y = ConcatFromSequence <axis = 1, new_axis = 1> (ys)")
+STACK = ("        }>", "        }>\n y = ConcatFromSequence <axis = 1, new_axis = 1> (ys)")
 
 Changes = list[tuple[str, str]]
 
@@ -68,7 +68,7 @@ COUNTED: dict[str, Changes] = {
         ("count, h", "less = Less (zero, time)\n count, h"),
     ],
     "greater": [*COUNTER, ("Less (next, time)", "Greater (time, next)")],
-    "less or equal": [*COUNTER, ("Less (next, time)", "LessOrEqual (next, last)\n last = Sub (time, one)"[::1])],
+    "less or equal": [*COUNTER, ("on = Less (next, time)", "last = Sub (time, one)\n on = LessOrEqual (next, last)")],
     "two conditions": [
         *COUNTER,
         ("on = Less (next, time)", "a = Less (next, time)\n b = Less (turn, time)\n on = And (a, b)"),
@@ -81,7 +81,7 @@ COUNTED: dict[str, Changes] = {
     "counter is read behind": [
         *COUNTER,
         (", y = Loop", ", ys = Loop"),
-        ("}>", "}>\n end = Cast <to = 1> (count)\n y = Add (ys, end)"),
+        ("        }>", "        }>\n end = Cast <to = 1> (count)\n y = Add (ys, end)"),
     ],
     "steps of a part of the sequence": [
         ("Gather <axis = 1> (x, turn)", "Gather <axis = 1> (whole, turn)"),
@@ -97,7 +97,7 @@ COUNTED: dict[str, Changes] = {
         ("bool on, float[N, 3] after, float[N, 3] out", "bool on, float[N, 3] after, float[N, 3] after"),
     ],
     "output not read": [
-        (", y = Loop", ", , y = Loop"),
+        (", y = Loop", ", dropped, y = Loop"),
         ("float[N, 3] out)", "float[N, 3] unread, float[N, 3] out)"),
         ("out = Neg (after)", "out = Neg (after)\n unread = Abs (after)"),
     ],
@@ -108,8 +108,8 @@ COUNTED: dict[str, Changes] = {
     "list, stacked twice": [
         *LIST,
         (
-            "}>",
-            "}>\n a = ConcatFromSequence <axis = 1, new_axis = 1> (ys)\n"
+            "        }>",
+            "        }>\n a = ConcatFromSequence <axis = 1, new_axis = 1> (ys)\n"
             "b = ConcatFromSequence <axis = -2, new_axis = 1> (ys)\n y = Sub (a, b)",
         ),
     ],
@@ -151,7 +151,10 @@ LOOPS_STILL: dict[str, Changes] = {
         ("out = Neg (after)", "out = Neg (after)\n more = Concat <axis = 0> (grown, out)"),
     ],
     "list that is measured": [*LIST, STACK, ("y = Concat", "length = SequenceLength (ys)\n y = Concat")],
-    "list put together along an axis that is there": [*LIST, ("}>", "}>\n y = ConcatFromSequence <axis = 1> (ys)")],
+    "list put together along an axis that is there": [
+        *LIST,
+        ("        }>", "        }>\n y = ConcatFromSequence <axis = 1> (ys)"),
+    ],
     "list that is read in the body": [
         *LIST,
         STACK,
@@ -205,11 +208,12 @@ def test_a_loop_that_is_not_sure_to_be_counted_stays_one(name: str):
 
 
 def test_a_loop_in_a_branch_is_replaced_where_its_shapes_are_known():
-    branch = LOOP[LOOP.index("{\n") :].replace("h_new, y = Loop", "h2, y2 = Loop").strip()
+    head, body = LOOP.split("{\n", 1)
+    branch = "{" + body.replace("h_new, y = Loop", "h2, y2 = Loop")
     text = f"""
     <ir_version: 8, opset_import: ["" : 17]>
     g (float[N, T, 3] x, float[N, 3] h, bool c) => (float[A, B, C] y, float[N, 3] h_new)
-    {LOOP[LOOP.index("<int64") : LOOP.index("{\n")]}
+    {head[head.index("<int64") :]}
     {{
         h_new, y = If (c) <then_branch = then () => (float[N, 3] h2, float[A, B, C] y2) {branch},
             else_branch = other () => (float[N, 3] h3, float[A, B, C] y3) {{

@@ -106,7 +106,7 @@ class _Reader:
         before, end = [sizes.number(each) for each in node.input][:: 1 if node.op_type in _LESS else -1]
         if before is None or end is None or before.size or end.turns:
             return None
-        return [(before._replace(plus=before.plus - node.op_type.endswith("Equal")), end)]
+        return [(before, end._replace(plus=end.plus + node.op_type.endswith("Equal")))]
 
     def reads(self, timesteps: Number) -> list[Read]:
         """Of all sequences that are so long, by the number of the iteration."""
