@@ -47,9 +47,9 @@ MODELS: dict[str, tuple[Callable[[], Built], str]] = {
 }
 
 
-def made(name: str, folder: Path) -> Model:
+def made(name: str, folder: Path, made_for: str = "") -> Model:
     build, toml = MODELS[name]
-    return load(graphs.write(build(), folder, toml=toml), provider="cpu")
+    return load(graphs.write(build(), folder, toml=toml), provider="cpu", made_for=made_for)
 
 
 def rows_of(model: Model, states: list[np.ndarray]) -> np.ndarray:
@@ -176,9 +176,10 @@ def test_a_graph_of_an_old_opset_is_refused(tmp_path: Path):
         pooled(graph, model.program.layout)
 
 
-def test_a_recorded_timestep_gives_what_one_that_is_run_gives(tmp_path: Path):
-    """On the CPU nothing is recorded, but bound and told as on a GPU."""
-    model = made("layers", tmp_path)
+@pytest.mark.parametrize("name", ["layers", "scan", "loop"])
+def test_a_recorded_timestep_gives_what_one_that_is_run_gives(name: str, tmp_path: Path):
+    """On the CPU nothing is recorded, but the form of the graph is the one for that, bound and told as on a GPU."""
+    model = made(name, tmp_path, made_for="cuda")
     pool = Pool(model.signature, model.program.session, PLACES)
     plain, recorded = PoolProgram(model.program, pool, 4), PoolProgram(model.program, pool, 4)
     before = pool.read(np.array([FRESH]))

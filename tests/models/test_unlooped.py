@@ -57,6 +57,13 @@ LIST = [
 STACK = ("        }>", "        }>\n y = ConcatFromSequence <axis = 1, new_axis = 1> (ys)")
 
 Changes = list[tuple[str, str]]
+TWICE = (
+    "        }>",
+    """        }>
+    a = ConcatFromSequence <axis = 1, new_axis = 1> (ys)
+    b = ConcatFromSequence <axis = -2, new_axis = 1> (ys)
+    y = Sub (a, b)""",
+)
 
 COUNTED: dict[str, Changes] = {
     "trip count": [],
@@ -105,14 +112,7 @@ COUNTED: dict[str, Changes] = {
         ("out = Neg (after)", "b = Sub (turn, turn)\n start = Gather <axis = 1> (x, b)\n out = Add (after, start)"),
     ],
     "list": [*LIST, STACK],
-    "list, stacked twice": [
-        *LIST,
-        (
-            "        }>",
-            "        }>\n a = ConcatFromSequence <axis = 1, new_axis = 1> (ys)\n"
-            "b = ConcatFromSequence <axis = -2, new_axis = 1> (ys)\n y = Sub (a, b)",
-        ),
-    ],
+    "list, stacked twice": [*LIST, TWICE],
     "time of a fixed size": [("float[N, T, 3] x", "float[N, 5, 3] x")],
 }
 

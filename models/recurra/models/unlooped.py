@@ -194,8 +194,7 @@ class _Writer:
         outputs = [ValueInfoProto(name=name) for name in self._owned(made)]
         graph = helper.make_graph(list(body.node), body.name or "timestep", inputs, outputs, list(body.initializer))
         bury(graph)
-        stacked = {"scan_output_axes": [each.axis for each in given]} if given else {}
-        return helper.make_node(
+        scan = helper.make_node(
             "Scan",
             [*(each.start for each in states), *(read.sequence for read in reads)],
             [*(each.end or self._name("unread") for each in states), *(each.name for each in given)],
@@ -203,8 +202,10 @@ class _Writer:
             body=graph,
             num_scan_inputs=len(reads),
             scan_input_axes=[read.axis for read in reads],
-            **stacked,
         )
+        if given:
+            scan.attribute.append(helper.make_attribute("scan_output_axes", [each.axis for each in given]))
+        return scan
 
     def _owned(self, names: list[str]) -> list[str]:
         """The body's outputs: each is made in the body, and stands there once."""
