@@ -241,3 +241,18 @@ def test_what_the_runtime_does_not_record_is_run_as_before(tmp_path: Path, monke
     outputs, _ = model.program.run(inputs, Samples(model.signature).fresh(2))
     result = program.run(inputs, [np.full(2, FRESH), np.array([2, 3])], fetch=False)
     np.testing.assert_array_equal(result.outputs[0], outputs[0])
+
+
+def test_what_is_played_otherwise_than_it_is_run_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = made("lstm", tmp_path)
+    pool = Pool(model.signature, model.program.session, PLACES)
+    program = PoolProgram(model.program, pool, 4)
+    run = Bound.run
+
+    def forgetful(bound: Bound) -> list[np.ndarray]:
+        told = run(bound)
+        return told if bound._options is None else [array + 0.5 for array in told]
+
+    monkeypatch.setattr(Bound, "run", forgetful)
+    assert program.record() == "a timestep that is played differs from one that is run"
+    assert not program._recorded

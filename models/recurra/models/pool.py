@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -19,6 +20,8 @@ from recurra.models.pooled import Pooled, groups, pooled
 from recurra.models.program import Program
 from recurra.models.provider import CPU, ERRORS
 from recurra.models.refusal import ModelRefused
+from recurra.models.samples import Samples
+from recurra.models.selftest import compare
 from recurra.models.session import Bound, Session
 from recurra.models.signature import Array, Signature
 from recurra.models.single import single
@@ -200,10 +203,12 @@ class PoolProgram:
             return reason
         try:
             self._record_all(self._program.session.another(model.SerializeToString(), cuda_graphs=True))
+            reason = "" if self._is_played_right() else "a timestep that is played differs from one that is run"
         except _FAILURES as error:
+            reason = f"the runtime does not record it: {error}"
+        if reason:
             self._recorded.clear()
-            return f"the runtime does not record it: {error}"
-        return ""
+        return reason
 
     def _record_all(self, session: Session) -> None:
         specs, ones = self._program.layout.signature().inputs, {True: (1,), False: ()}
@@ -220,6 +225,20 @@ class PoolProgram:
             bound.give(name, session.buffer(array.shape, array.dtype), tell=True)
         self._recorded[self._key(fed, size, fetch=fetch)] = places, bound
         self._run(fed, places, fetch=fetch)
+
+    def _is_played_right(self) -> bool:
+        """Whether all give what a run gives: what a recording copies from the host may be gone when it is played."""
+        samples, recorded = Samples(self._program.layout.signature()), self._recorded
+        for size, fetch in product(self._buckets, (False, True)):
+            inputs, places = samples.inputs(size, 1), [np.full(size, FRESH), np.full(size, SCRATCH)]
+            played = self.run(inputs, places, fetch=fetch)
+            self._recorded = {}
+            plain = self.run(inputs, places, fetch=fetch)
+            self._recorded = recorded
+            if not compare(played.outputs, plain.outputs, exact=self._program.session.exact)[1]:
+                return False
+        self._bound.clear()
+        return True
 
     def _varying(self) -> str:
         """What of a timestep is not the same at every call."""
