@@ -12,8 +12,8 @@ from math import prod
 from typing import Final, NamedTuple
 
 import numpy as np
-import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
+from onnx.shape_inference import InferenceError, infer_shapes
 
 from recurra.models.graph import STANDARD, attribute, constants, data_inputs, subgraphs
 
@@ -51,7 +51,10 @@ def types(model: ModelProto) -> dict[str, TypeProto]:
         value.type.tensor_type.ClearField("shape")
     often = Counter(_defined(copy.graph))
     _lend(copy.graph, {})
-    inferred = onnx.shape_inference.infer_shapes(copy, data_prop=True).graph
+    try:
+        inferred = infer_shapes(copy, data_prop=True).graph
+    except (InferenceError, RuntimeError, ValueError):  # it contradicts itself, or is too large
+        return {}
     return {name: kind for name, kind in _typed(inferred) if often[name] == 1}
 
 
@@ -72,8 +75,11 @@ def size(dim: int | str | None) -> Number | None:
 
 
 def _forget(graph: GraphProto) -> None:
-    """Forgets what is declared of computed values."""
+    """Forgets what is declared of computed values, and what weights are."""
     del graph.value_info[:]
+    for tensor in graph.initializer:
+        if prod(tensor.dims) > _MOST:
+            tensor.CopyFrom(TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims))
     for node in graph.node:
         for body in subgraphs(node):
             for value in chain(body.output, body.input if node.op_type == "Loop" else ()):
@@ -83,7 +89,9 @@ def _forget(graph: GraphProto) -> None:
 
 def _lend(graph: GraphProto, outer: Mapping[str, TensorProto]) -> None:
     """Gives bodies the constants that they read from outside: inference does not look there."""
-    known = {**outer, **{name: each for name, each in constants(graph).items() if prod(each.dims) <= _MOST}}
+    hidden = {value.name for value in graph.input}.union(*(node.output for node in graph.node))
+    known = {name: each for name, each in outer.items() if name not in hidden}
+    known |= {name: each for name, each in constants(graph).items() if prod(each.dims) <= _MOST}
     for body in (sub for node in graph.node for sub in subgraphs(node)):
         own = {*_defined(body)}
         lent = {name for node in body.node for name in node.input if name in known and name not in own}
