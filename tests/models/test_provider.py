@@ -136,3 +136,9 @@ def test_a_node_that_the_graph_does_not_have_is_told_all_the_same():
     made = helper.make_graph([], "empty", [], [])
     (stray,) = strays(made, [Assigned(CPU, "MemcpyToHost", "added")])
     assert (stray.op, stray.name, stray.sizes) == ("MemcpyToHost", "added", False)
+
+
+def test_sizes_that_the_runtime_gathers_itself_are_sizes():
+    """As its transpose optimizer writes them: Gather(Shape(x), perm) for Shape(Transpose(x))."""
+    (stray,) = strays(graphs.lstm().graph, [Assigned(CPU, "Gather", "Gather")])
+    assert stray.sizes

@@ -14,6 +14,7 @@ from recurra.models.provider import CPU
 from recurra.models.session import Assigned
 
 _SIZES: Final = ("Shape", "Size")
+_OWN: Final = "Gather"  # that the runtime makes itself: the sizes behind a Transpose that it took away
 _COUNTED: Final = 2  # a Loop's body starts with its counter and its condition
 
 
@@ -38,7 +39,8 @@ def strays(graph: GraphProto, assigned: Iterable[Assigned]) -> tuple[Stray, ...]
     light = {(node.op_type, node.name) for node in _of_sizes(graph, set())}
     found = []
     for _, op, name in (node for node in assigned if node.provider == CPU):
-        node, sizes = nodes.get((op, name)), (op, name) in light
+        node = nodes.get((op, name))
+        sizes = (op, name) in light or (node is None and op == _OWN)
         found.append(Stray(op, name, _reason(node, sizes=sizes), sizes))
     return tuple(sorted(found, key=lambda stray: stray.sizes))
 
