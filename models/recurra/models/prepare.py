@@ -17,6 +17,7 @@ from recurra.models.graph import attribute, constants, data_inputs, dims_of, dty
 from recurra.models.hoist import hoist
 from recurra.models.layout import Constant
 from recurra.models.lift import lift
+from recurra.models.names import name_nodes
 from recurra.models.pairs import Pair
 from recurra.models.refusal import ModelRefused
 from recurra.models.time_first import time_first
@@ -100,12 +101,13 @@ def prepare(model: ModelProto, config: ModelConfig, folder: Path, *, gpu: bool =
 
 
 def _content(model: ModelProto, *, gpu: bool) -> bytes:
+    served = model
     if gpu and any(map(scanned.needs, walk(model.graph))):
         served = ModelProto()
         served.CopyFrom(model)
         scanned.rewrite(served)
-        return served.SerializeToString()
-    return model.SerializeToString()
+    name_nodes(served.graph)
+    return served.SerializeToString()
 
 
 def _check_names(graph: GraphProto, config: ModelConfig) -> None:
