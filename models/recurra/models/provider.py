@@ -30,8 +30,14 @@ CPU: Final = "CPUExecutionProvider"
 CUDA: Final = "CUDAExecutionProvider"
 TENSORRT: Final = "TensorrtExecutionProvider"
 PROVIDERS: Final = ("auto", "cuda", "tensorrt", "cpu")
+# Of what belongs to no session. Warnings are left out: on CUDA each ScatterND warns of places that stand twice. Of ours
+# only SCRATCH does, which rows that fill up a batch write, and where it does not matter who comes last.
+_SEVERITY: Final = 3
 _ENGINES: Final = "~/.cache/recurra/tensorrt"
 _GPU: Final = {"cuda": CUDA, "tensorrt": TENSORRT}
+
+
+onnxruntime.set_default_logger_severity(_SEVERITY)
 
 
 class NoGpu(ModelRefused):
@@ -132,5 +138,5 @@ def _failure(name: str) -> str:
     except ERRORS as error:
         return (printed.getvalue() or _no_driver() or str(error)).strip().splitlines()[0][:300]
     finally:
-        onnxruntime.set_default_logger_severity(2)
+        onnxruntime.set_default_logger_severity(_SEVERITY)
     return "" if found == [2.0] else f"{name} did not run a node"
