@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ HEADERS: Final = Path(sys.prefix) / "headers" / "nvidia" / "cu13" / "include"
 LOG: Final = "STANDIN_LOG"  # the variable that names the file of calls
 _BUILT: Final = Path(sys.prefix) / "standin"
 _SOURCES: Final = Path(__file__).with_name("libraries")
+_STUB: Final = '__attribute__((weak)) int {0}() {{ standin_log("{0}"); return 0; }}\n'
 _SHARED: Final = "libstandin.so"
 _CUDNN, _DRIVER, _RANDOM = "libcudnn.so.9", "libcuda.so.1", "libcurand.so.10"
 
@@ -68,8 +68,7 @@ def _build(folder: Path, provider: Path) -> None:
     for library, names in _needed(provider).items():
         stem = library.split(".")[0].removeprefix("lib")
         rest, versions, own = folder / f"{stem}.c", folder / f"{stem}.map", _SOURCES / f"{stem}.c"
-        stubs = [f'__attribute__((weak)) int {name}() {{ standin_log("{name}"); return 0; }}\n' for name in sorted(names)]
-        rest.write_text("void standin_log(const char *, ...);\n" + "".join(stubs))
+        rest.write_text("void standin_log(const char *, ...);\n" + "".join(map(_STUB.format, sorted(names))))
         versions.write_text(f"{library} {{ global: *; }};\n")  # symbols are asked for with their library's name
         flags = [f"-Wl,-soname,{library}", f"-Wl,--version-script={versions}", f"-L{folder}", "-lstandin"]
         _compile(folder, library, [rest, *([own] if own.exists() else [])], [*flags, "-Wl,-rpath,$ORIGIN"])
@@ -80,7 +79,7 @@ def _needed(provider: Path) -> dict[str, set[str]]:
     listed = subprocess.run(
         ["nm", "--dynamic", "--undefined-only", provider], capture_output=True, text=True, check=True
     ).stdout
-    found: dict[str, set[str]] = {_RANDOM: {"curandCreateGenerator"}, _DRIVER: {"cuInit", "cuDeviceGet", "cuTensorMapEncodeTiled"}}
+    found = {_RANDOM: {"curandCreateGenerator"}, _DRIVER: {"cuInit", "cuDeviceGet", "cuTensorMapEncodeTiled"}}
     for name, library in re.findall(r"(\w+)@(lib(?:cudart|cublas|cublasLt|curand)\.so\.\d+)", listed):
         found.setdefault(library, set()).add(name)
     found[_CUDNN] = {name.decode() for name in re.findall(rb"\0(cudnn[A-Z]\w+)(?=\0)", provider.read_bytes())}
