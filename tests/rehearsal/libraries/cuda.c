@@ -4,7 +4,7 @@
 
 int cuDeviceGetName(char *name, int room, int device)
 {
-    snprintf(name, room, "no GPU: a rehearsal on stand-in libraries, which compute nothing");
+    snprintf(name, room, "a rehearsal on stand-in libraries, which compute nothing: no GPU was measured");
     return 0;
 }
 

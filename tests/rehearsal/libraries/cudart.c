@@ -163,6 +163,65 @@ cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *found, const 
     return cudaSuccess;
 }
 
+// Graphs. A copy from the host that is recorded reads the host again whenever it is played: "stale" is written down
+// where something else stands there by then.
+
+static void *capturing;  // the graph that is recorded
+static struct {
+    void *graph, *kept;
+    const void *from;
+    size_t size;
+} captured[4096];
+static int count;
+
+static void capture(const void *from, size_t size, enum cudaMemcpyKind kind)
+{
+    if (!capturing || kind != cudaMemcpyHostToDevice || count == sizeof captured / sizeof *captured)
+        return;
+    captured[count].graph = capturing;
+    captured[count].from = from;
+    captured[count].size = size;
+    captured[count].kept = memcpy(malloc(size), from, size);
+    count++;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode)
+{
+    standin_log("cudaStreamBeginCapture");
+    capturing = standin_handle();
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
+{
+    standin_log("cudaStreamEndCapture");
+    *graph = capturing;
+    capturing = NULL;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, enum cudaStreamCaptureStatus *status)
+{
+    *status = capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *made, cudaGraph_t graph, unsigned long long flags)
+{
+    standin_log("cudaGraphInstantiate");
+    *made = (cudaGraphExec_t)graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream)
+{
+    standin_log("cudaGraphLaunch");
+    for (int each = 0; each < count; each++)
+        if (captured[each].graph == graph && memcmp(captured[each].from, captured[each].kept, captured[each].size))
+            standin_log("stale %zu", captured[each].size);
+    return cudaSuccess;
+}
+
 // Copies.
 
 cudaError_t cudaMemcpy(void *to, const void *from, size_t size, enum cudaMemcpyKind kind)
@@ -176,6 +235,7 @@ cudaError_t cudaMemcpy(void *to, const void *from, size_t size, enum cudaMemcpyK
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, enum cudaMemcpyKind kind, cudaStream_t stream)
 {
     standin_log("cudaMemcpyAsync %s %zu", KINDS[kind], size);
+    capture(from, size, kind);
     standin_pass(KINDS[kind]);
     memmove(to, from, size);
     return cudaSuccess;
@@ -212,7 +272,7 @@ cudaError_t cudaMemsetAsync(void *memory, int value, size_t size, cudaStream_t s
     return cudaSuccess;
 }
 
-// Streams, events, graphs.
+// Streams, events.
 
 cudaError_t cudaStreamCreate(cudaStream_t *stream)
 {
@@ -242,36 +302,6 @@ cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void 
 {
     standin_log("cudaLaunchHostFunc");
     function(data);
-    return cudaSuccess;
-}
-
-static int capturing;
-
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode)
-{
-    standin_log("cudaStreamBeginCapture");
-    capturing = 1;
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
-{
-    standin_log("cudaStreamEndCapture");
-    capturing = 0;
-    *graph = standin_handle();
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamIsCapturing(cudaStream_t stream, enum cudaStreamCaptureStatus *status)
-{
-    *status = capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
-    return cudaSuccess;
-}
-
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t *made, cudaGraph_t graph, unsigned long long flags)
-{
-    standin_log("cudaGraphInstantiate");
-    *made = standin_handle();
     return cudaSuccess;
 }
 
