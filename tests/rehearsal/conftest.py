@@ -23,7 +23,9 @@ if REHEARSED:
 
 
 def pytest_report_header() -> str:
-    return "A rehearsal of CUDA on stand-in libraries: where nodes run and what crosses. No number and no time is a GPU's."
+    return (
+        "A rehearsal of CUDA on stand-in libraries: where nodes run and what crosses. No number and no time is a GPU's."
+    )
 
 
 @pytest.fixture(scope="session")

@@ -20,18 +20,19 @@ PLACES = 4096  # so many that a copy of a pool is larger than any other
 
 @dataclass
 class Pooled:
-    """Attributes: of `rows` sessions, a timestep or more of each at a time."""
+    """Attributes: rows: how many sessions a run has."""
 
     model: Model
     rows: int
     pool: Pool
     program: PoolProgram
 
-    def inputs(self, timesteps: int) -> list[np.ndarray[Any, Any]]:
-        return Samples(self.model.signature).inputs(self.rows, timesteps)
+    def inputs(self, timesteps: int, rows: int = 0) -> list[np.ndarray[Any, Any]]:
+        return Samples(self.model.signature).inputs(rows or self.rows, timesteps)
 
     def run(self, inputs: list[np.ndarray[Any, Any]], *, fetch: bool = False) -> Result:
-        places = [FIRST + np.arange(self.rows) + self.rows * turn for turn in range(3)]
+        rows = len(inputs[0])
+        places = [FIRST + np.arange(rows) + rows * turn for turn in range(3)]
         return self.program.run(inputs, places, None, fetch=fetch)
 
     @property
