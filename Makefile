@@ -74,6 +74,7 @@ parity: export-setup
 cuda-setup: $(CUDA)/.ready
 
 $(CUDA)/.ready: pyproject.toml constraints.txt
+	@test "$$(uname -sm)" = "Linux x86_64" || { echo "cuda-setup: ONNX Runtime has its CUDA provider on PyPI for Linux on x86-64 alone" >&2; exit 1; }
 	@command -v gcc >/dev/null && command -v nm >/dev/null || { echo "cuda-setup: on Debian, apt-get install gcc libc6-dev" >&2; exit 1; }
 	@echo "cuda-setup: installing ONNX Runtime for CUDA into $(CUDA) (a minute or two the first time)"
 	@test -x $(CUDA)/bin/pip || $(PYTHON) -m venv $(CUDA)

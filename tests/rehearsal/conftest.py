@@ -22,9 +22,9 @@ if REHEARSED:
     _shared = rehearsal.begin()
 
 
-def pytest_report_header() -> str:
-    return (
-        "A rehearsal of CUDA on stand-in libraries: where nodes run and what crosses. No number and no time is a GPU's."
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.write_line(
+        "A rehearsal on stand-in libraries: where nodes run and what crosses the bus. No number and no time is a GPU's."
     )
 
 
