@@ -149,12 +149,8 @@ def load_file(
         layout=_digest(signature),
         providers=session.providers,
         nodes=session.nodes,
-        strays=_strays(session) if session.on_gpu else (),
+        strays=strays(onnx.load_model_from_string(session.model).graph, session.assigned) if session.on_gpu else (),
     )
-
-
-def _strays(session: Session) -> tuple[Stray, ...]:
-    return strays(onnx.load_model_from_string(session.model).graph, session.assigned)
 
 
 def _about_lengths(signature: Signature) -> tuple[str, ...]:
