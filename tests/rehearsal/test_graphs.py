@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -103,8 +102,6 @@ def test_what_a_recording_read_from_the_host_is_still_there_when_it_is_played(re
         assert (calls.count("cudaGraphLaunch"), calls.count("stale")) == (1, 0)
 
 
-@pytest.mark.parametrize(
-    ("name", "why"), [("torch_lstm_cell_loop", "it has a Loop"), ("keras_lstm_relu", "it has a Scan")]
-)
-def test_what_cannot_be_recorded_says_so(name: str, why: str):
-    assert pooled(Path(CASES / name)).program.record() == why
+def test_what_cannot_be_recorded_says_so():
+    case = pooled(CASES / "keras_several_inputs_and_outputs")
+    assert "of its nodes run on the CPU" in case.program.record()
