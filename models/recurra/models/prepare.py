@@ -18,6 +18,7 @@ from recurra.models.graph import attribute, constants, data_inputs, dims_of, dty
 from recurra.models.hoist import hoist
 from recurra.models.layout import Constant
 from recurra.models.lift import lift
+from recurra.models.names import name_nodes
 from recurra.models.pairs import Pair
 from recurra.models.refusal import ModelRefused
 from recurra.models.time_first import time_first
@@ -109,6 +110,7 @@ def _content(model: ModelProto, pairs: list[Pair], *, gpu: bool) -> bytes:
         scanned.rewrite(served)
         unlooped.rewrite(served, {pair.input: pair.output for pair in pairs})
         bury(served.graph)
+    name_nodes(served.graph)
     return served.SerializeToString()
 
 

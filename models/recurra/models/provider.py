@@ -31,8 +31,14 @@ CPU: Final = "CPUExecutionProvider"
 CUDA: Final = "CUDAExecutionProvider"
 TENSORRT: Final = "TensorrtExecutionProvider"
 PROVIDERS: Final = ("auto", "cuda", "tensorrt", "cpu")
+# Of what belongs to no session. Warnings are left out: on CUDA each ScatterND warns of places that stand twice. Of ours
+# only SCRATCH does, which rows that fill up a batch write, and where it does not matter who comes last.
+_SEVERITY: Final = 3
 _ENGINES: Final = "~/.cache/recurra/tensorrt"
 _GPU: Final = {"cuda": CUDA, "tensorrt": TENSORRT}
+
+
+onnxruntime.set_default_logger_severity(_SEVERITY)
 
 
 class NoGpu(ModelRefused):
@@ -145,5 +151,5 @@ def failure(name: str) -> str:
     except ERRORS as error:
         return next(iter(printed.getvalue().splitlines()), "") or _no_driver() or _told(error)
     finally:
-        onnxruntime.set_default_logger_severity(2)
+        onnxruntime.set_default_logger_severity(_SEVERITY)
     return "" if found == [2.0] else f"{name} did not run a node"
