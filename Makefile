@@ -1,10 +1,11 @@
-# make demo | test | chaos | fuzz | simulate | parity | lint | sdk-alone | bench | proto | setup | clean. Everything installs into .venv by itself.
+# make demo | test | chaos | fuzz | simulate | parity | rehearse | lint | sdk-alone | bench | proto | setup | clean. Everything installs into .venv by itself.
 PYTHON ?= python3
 PYTEST ?=
 CHAOS ?=
 MINUTES ?= 10
 VENV := .venv
 EXPORT := $(VENV)-export
+CUDA := $(VENV)-cuda
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROTOS := $(sort $(wildcard proto/recurra/v1/*.proto))
@@ -20,7 +21,7 @@ stubs = $(call protoc,--python_out="$(1)" --grpc_python_out="$(1)" --mypy_out=qu
 	$(call protoc,--python_out="$(1)/recurra" --mypy_out=quiet:"$(1)/recurra",$(TRITONS)) && \
 	sed -i 's/_descriptor_pool.Default()/_descriptor_pool.DescriptorPool()/' "$(1)"/recurra/inference/*_pb2.py
 
-.PHONY: setup export-setup parity demo test chaos fuzz simulate sdk-alone lint lint-python lint-proto proto bench clean
+.PHONY: setup export-setup cuda-setup parity rehearse demo test chaos fuzz simulate sdk-alone lint lint-python lint-proto proto bench clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -69,6 +70,23 @@ parity: export-setup
 	$(EXPORT)/bin/pytest tests/models/export
 	$(EXPORT)/bin/python -m tests.parity
 
+# CUDA's headers lie beside the packages: were the libraries that come with them among these, they would be loaded.
+cuda-setup: $(CUDA)/.ready
+
+$(CUDA)/.ready: pyproject.toml constraints.txt
+	@test "$$(uname -sm)" = "Linux x86_64" || { echo "cuda-setup: ONNX Runtime has its CUDA provider on PyPI for Linux on x86-64 alone" >&2; exit 1; }
+	@command -v gcc >/dev/null && command -v nm >/dev/null || { echo "cuda-setup: on Debian, apt-get install gcc libc6-dev" >&2; exit 1; }
+	@echo "cuda-setup: installing ONNX Runtime for CUDA into $(CUDA) (a minute or two the first time)"
+	@test -x $(CUDA)/bin/pip || $(PYTHON) -m venv $(CUDA)
+	@$(CUDA)/bin/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[server]' pytest pytest-asyncio hypothesis
+	@$(CUDA)/bin/pip install -qq --disable-pip-version-check -c constraints.txt --upgrade --no-deps --target $(CUDA)/headers \
+		nvidia-cuda-runtime nvidia-cuda-crt
+	@touch $@
+
+# The CUDA path without a GPU: the real CUDA provider on libraries that compute nothing and write down each call.
+rehearse: cuda-setup
+	$(CUDA)/bin/pytest tests/rehearsal
+
 # The SDK as its users install it, with the newest protobuf and grpcio that it admits; the tests have protobuf 6.
 sdk-alone: setup
 	@echo "sdk-alone: installing recurra and nothing else into $(VENV)-sdk"
@@ -102,4 +120,4 @@ proto: setup
 	$(call stubs,$(STUBS))
 
 clean:
-	rm -rf $(VENV) $(VENV)-sdk $(EXPORT) out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-sdk $(EXPORT) $(CUDA) out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import json
 import os
 import re
-import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -144,11 +143,20 @@ def _free_address() -> str:
 def _machine(provider: str) -> str:
     cpu = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     named = f"{os.cpu_count()} cores of {cpu[0] if cpu else 'an unknown processor'}"
-    tool = shutil.which("nvidia-smi")
-    if provider == "cpu" or tool is None:
-        return f"{named}; on the CPU provider: no GPU was measured"
-    asked = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    return f"{subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()[0]}; {named}"
+    return f"{_device() if provider != 'cpu' else 'on the CPU provider: no GPU was measured'}; {named}"
+
+
+def _device() -> str:
+    """The first GPU that this process sees, as the driver that runs it says."""
+    driver, version, device = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_int()
+    size, name = ctypes.c_size_t(), ctypes.create_string_buffer(256)
+    driver.cuInit(0)
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    driver.cuDeviceGet(ctypes.byref(device), 0)
+    driver.cuDeviceGetName(name, len(name), device)
+    driver.cuDeviceTotalMem_v2(ctypes.byref(size), device)
+    cuda = f"CUDA {version.value // 1000}.{version.value % 1000 // 10}"
+    return f"{name.value.decode()}, {size.value / (1 << 30):.0f} GiB, {cuda}"
 
 
 def _print(machine: str, rows: list[Row]) -> None:

@@ -47,9 +47,9 @@ MODELS: dict[str, tuple[Callable[[], Built], str]] = {
 }
 
 
-def made(name: str, folder: Path) -> Model:
+def made(name: str, folder: Path, made_for: str = "") -> Model:
     build, toml = MODELS[name]
-    return load(graphs.write(build(), folder, toml=toml), provider="cpu")
+    return load(graphs.write(build(), folder, toml=toml), provider="cpu", made_for=made_for)
 
 
 def rows_of(model: Model, states: list[np.ndarray]) -> np.ndarray:
@@ -177,9 +177,10 @@ def test_a_graph_of_an_old_opset_is_refused(tmp_path: Path):
         pooled(graph, model.program.layout)
 
 
-def test_a_recorded_timestep_gives_what_one_that_is_run_gives(tmp_path: Path):
-    """On the CPU nothing is recorded, but bound and told as on a GPU."""
-    model = made("layers", tmp_path)
+@pytest.mark.parametrize("name", ["layers", "scan", "loop"])
+def test_a_recorded_timestep_gives_what_one_that_is_run_gives(name: str, tmp_path: Path):
+    """On the CPU nothing is recorded, but the form of the graph is the one for that, bound and told as on a GPU."""
+    model = made(name, tmp_path, made_for="cuda")
     pool = Pool(model.signature, model.program.session, PLACES)
     plain, recorded = PoolProgram(model.program, pool, 4), PoolProgram(model.program, pool, 4)
     before = pool.read(np.array([FRESH]))
@@ -240,3 +241,18 @@ def test_what_the_runtime_does_not_record_is_run_as_before(tmp_path: Path, monke
     outputs, _ = model.program.run(inputs, Samples(model.signature).fresh(2))
     result = program.run(inputs, [np.full(2, FRESH), np.array([2, 3])])
     np.testing.assert_array_equal(result.outputs[0], outputs[0])
+
+
+def test_what_is_played_otherwise_than_it_is_run_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = made("lstm", tmp_path)
+    pool = Pool(model.signature, model.program.session, PLACES)
+    program = PoolProgram(model.program, pool, 4)
+    run = Bound.run
+
+    def forgetful(bound: Bound) -> list[np.ndarray]:
+        told = run(bound)
+        return told if bound._options is None else [array + 0.5 for array in told]
+
+    monkeypatch.setattr(Bound, "run", forgetful)
+    assert program.record() == "a timestep that is played differs from one that is run"
+    assert not program._recorded

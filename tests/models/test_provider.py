@@ -4,10 +4,13 @@ from pathlib import Path
 
 import graphs
 import loops
+import onnx
 import pytest
 from onnx import helper
 
 from recurra.models import ModelConfig, ModelRefused, choose, load, provider, scanned, wanted
+from recurra.models.graph import walk
+from recurra.models.names import name_nodes
 from recurra.models.placement import strays
 from recurra.models.prepare import prepare
 from recurra.models.provider import CPU, CUDA, TENSORRT, NoGpu, stack
@@ -29,7 +32,9 @@ def test_the_cpu_is_chosen_where_it_is_asked_for():
 @pytest.mark.skipif(GPU, reason="there is a GPU")
 @pytest.mark.parametrize("asked", ["cuda", "tensorrt"])
 def test_a_listed_provider_that_runs_no_node_is_refused(asked: str):
-    with pytest.raises(NoGpu, match=r"no GPU can be used \(.+\); install recurra\[server-gpu\].*, or use"):
+    with pytest.raises(
+        NoGpu, match=r"no GPU can be used \(.+\); it takes NVIDIA's driver .* and recurra\[server-gpu\].*, or use"
+    ):
         choose(asked)
 
 
@@ -42,7 +47,24 @@ def test_auto_says_why_it_chose_the_cpu():
 
 
 def test_a_provider_that_the_runtime_was_built_without_is_told():
-    assert provider._failure("NoSuchExecutionProvider") == "this onnxruntime has no NoSuchExecutionProvider"
+    assert provider.failure("NoSuchExecutionProvider") == "this onnxruntime has no NoSuchExecutionProvider"
+
+
+def test_the_places_in_the_runtimes_source_do_not_hide_what_it_says():
+    """As it tells of a driver that is too old, and of TensorRT that is not installed."""
+    call = "/src/cuda/cuda_call.cc:{} std::conditional_t<THRW, void> onnxruntime::CudaCall(ERRTYPE, int) "
+    call += "[with ERRTYPE = cudaError; std::conditional_t<THRW, void> = void] "
+    said = "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version"
+    where = (
+        " ; GPU=-1 ; hostname=h ; file=/src/cuda/cuda_execution_provider.cc ; line=355 ; expr=cudaSetDevice(id); \n\n"
+    )
+    plugins = "/src/python/state.cc:729 void onnxruntime::python::RegisterPlugins(Session&, const Options&) "
+    for text, told in (
+        (call.format(154) + call.format(146) + said + where, said),
+        (plugins + "Please install TensorRT.\n", "Please install TensorRT."),
+        ("(x) There is none ; here", "(x) There is none ; here"),
+    ):
+        assert provider._told(RuntimeError(text)) == told
 
 
 def test_tf32_is_off_unless_the_model_asks_for_it():
@@ -117,3 +139,52 @@ def test_a_node_that_the_graph_does_not_have_is_told_all_the_same():
     made = helper.make_graph([], "empty", [], [])
     (stray,) = strays(made, [Assigned(CPU, "MemcpyToHost", "added")])
     assert (stray.op, stray.name, stray.sizes) == ("MemcpyToHost", "added", False)
+
+
+def test_what_the_runtime_added_to_sizes_is_no_computation():
+    made = helper.make_graph([], "empty", [], [])
+    (stray,) = strays(made, [Assigned(CPU, "Gather", "Gather_token_7")])
+    assert stray.sizes
+
+
+def test_sizes_are_followed_through_all_that_is_done_with_them():
+    made = helper.make_graph(
+        [
+            helper.make_node("Shape", ["x"], ["shape"]),
+            helper.make_node("Constant", [], ["zero"], value_int=0),
+            helper.make_node("Gather", ["shape", "zero"], ["rows"]),
+            helper.make_node("Cast", ["rows"], ["whole"], to=6),
+            helper.make_node("Unsqueeze", ["whole", "axes"], ["apart"]),
+            helper.make_node("Concat", ["apart", "axes"], ["joined"], axis=0),
+            helper.make_node("Mul", ["joined", "joined"], ["product"]),
+            helper.make_node("Slice", ["product", "axes", "axes"], ["cut"]),
+            helper.make_node("Squeeze", ["cut"], ["count"]),
+            helper.make_node("Gather", ["x", "count"], ["y"]),
+        ],
+        "sizes",
+        [],
+        [],
+        [helper.make_tensor("axes", 7, [1], [0])],
+    )
+    name_nodes(made)
+    found = strays(made, [Assigned(CPU, node.op_type, node.name) for node in made.node])
+    assert [stray.name for stray in found if not stray.sizes] == ["y"]
+
+
+def test_of_nodes_with_one_name_the_one_that_computes_is_told():
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"], name="a"),
+        helper.make_node("Identity", ["shape"], ["sizes"], name="b"),
+        helper.make_node("Identity", ["x"], ["y"], name="b"),
+    ]
+    made = helper.make_graph(nodes, "twice", [], [])
+    assert [stray.sizes for stray in strays(made, [Assigned(CPU, "Identity", "b"), Assigned(CPU, "Shape", "a")])] == [
+        False,
+        True,
+    ]
+
+
+def test_every_node_that_is_served_has_a_name(tmp_path: Path):
+    for number, built in enumerate((graphs.lstm(), graphs.native("GRU", attributes={"linear_before_reset": 0})[0])):
+        served = prepare(built, ModelConfig(), tmp_path, gpu=number == 1).content
+        assert all(node.name for node in walk(onnx.load_model_from_string(served).graph))

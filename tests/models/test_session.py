@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import graphs
@@ -33,3 +36,13 @@ def test_a_run_uses_as_many_threads_as_it_is_told(tmp_path: Path, threads: int):
     model = load(graphs.write(graphs.lstm(), tmp_path), provider="cpu", threads=threads)
     assert model.program.session.threads == threads
     assert model.program.session._session.get_session_options().intra_op_num_threads == threads
+
+
+def test_the_runtime_keeps_no_id_of_the_machine_and_calls_nobody(tmp_path: Path):
+    """What it is to send is kept in the home folder first, with the id that it is sent under."""
+    mine = ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    environ = {name: value for name, value in os.environ.items() if name not in mine}
+    environ |= {"HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    script = "import recurra.models.session as s, graphs; s.Session(graphs.lstm().SerializeToString(), 'cpu')"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parent, env=environ, timeout=120)
+    assert [path.name for path in tmp_path.rglob("*")] == []

@@ -37,6 +37,7 @@ def test_defaults_are_safe(models):
         state_memory_bytes=1 << 30,
         cuda_graphs="off",
         workers=1,
+        devices=(),
         model_control="none",
         threads=1,
         trial_seconds=120.0,
@@ -79,6 +80,21 @@ MALFORMED = {
     "state_memory_bytes": ["0", "1GB"],
     "cuda_graphs": ["", "yes"],
     "workers": ["", "0", "all", "1025"],
+    "devices": [
+        "",
+        "all",
+        "cpu",
+        "-1",
+        "0,",
+        ",0",
+        "0,,1",
+        "0, 1",
+        "0;1",
+        "0,0",
+        "0,00",
+        "GPU-",
+        "GPU-5d,MIG-5d,GPU-5d",
+    ],
     "model_control": ["", "poll"],
     "threads": ["0", "auto"],
     "trial_seconds": ["", "0", "never"],
@@ -110,9 +126,53 @@ def test_every_setting_is_held_against_malformed_values():
 
 
 def test_its_variables_give_the_same_settings(models):
-    for flags in ([], ["--workers", "auto", "--trial-seconds", "off", "--cache", "off", "--metrics", "[::1]:0"]):
+    off = ["--trial-seconds", "off", "--cache", "off", "--metrics", "[::1]:0"]
+    for flags in ([], ["--workers", "auto", *off], ["--devices", "0,GPU-5d-5e,MIG-GPU-5d/1/0", "--workers", "4"]):
         settings = Settings.parse(["--models", models, "--store", "redis://:a b@store/1", *flags], {})
         assert Settings.parse([], settings.variables()) == settings
+
+
+@pytest.mark.parametrize(
+    ("flags", "workers", "devices"),
+    [
+        (["--devices", "3"], 1, ("3",)),
+        (["--devices", "0,1,03"], 3, ("0", "1", "3")),
+        (["--devices", "GPU-5d,1", "--workers", "5", "--provider", "cuda"], 5, ("GPU-5d", "1")),
+        (["--devices", "off", "--workers", "2", "--provider", "cpu"], 2, ()),
+    ],
+)
+def test_there_is_a_worker_for_each_device_unless_more_are_asked_for(models, flags, workers, devices):
+    settings = Settings.parse(["--models", models, *flags], {})
+    assert (settings.workers, settings.devices) == (workers, devices)
+    assert settings.public()["devices"] == (",".join(devices) or "off")
+
+
+def test_devices_without_enough_workers_or_for_the_cpu_are_refused(capsys, models):
+    line = refused(capsys, ["--models", models, "--devices", "0,1,2"], {"RECURRA_WORKERS": "2"})
+    assert "--devices names 3 GPUs, but RECURRA_WORKERS is 2: each needs a worker of its own" in line
+    line = refused(capsys, ["--models", models, "--provider", "cpu"], {"RECURRA_DEVICES": "0"})
+    assert "RECURRA_DEVICES names GPUs, but --provider is cpu: leave one of them out" in line
+
+
+@pytest.mark.parametrize(
+    ("visible", "devices", "seen"),
+    [
+        ("2,3", "1,0", ("3", "2")),
+        (" GPU-5d, 7", "0,1", ("GPU-5d", "7")),
+        ("2,-1,3", "0,GPU-5e", ("2", "GPU-5e")),
+    ],
+)
+def test_devices_are_numbered_in_what_cuda_is_told_to_show(models, visible, devices, seen):
+    settings = Settings.parse(["--models", models, "--devices", devices], {"CUDA_VISIBLE_DEVICES": visible})
+    assert settings.devices == seen
+
+
+@pytest.mark.parametrize(("visible", "count"), [("", 0), ("-1", 0), ("4", 1), ("4,-1,5", 1)])
+def test_a_device_that_cuda_is_told_to_hide_is_refused(capsys, models, visible, count):
+    line = refused(capsys, ["--models", models, "--devices", "0,1"], {"CUDA_VISIBLE_DEVICES": visible})
+    assert (
+        f"--devices names GPU {count and 1}, but CUDA_VISIBLE_DEVICES={visible!r} shows {count}, counted from 0" in line
+    )
 
 
 def test_a_missing_default_repository_names_the_flag_and_the_variable(capsys, tmp_path, monkeypatch):

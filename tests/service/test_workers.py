@@ -20,12 +20,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from recurra.client import Client
+from recurra.models import choose
 from recurra.v1 import inference_pb2
 from recurra.wire.errors import Draining, ModelUnavailable
 from tests.conftest import StartServer
 from tests.service.caller import Caller, frame
 from tests.service.processes import ServerProcess, ValkeyProcess, eventually
 from tests.service.zoo import CLOSE, MODELS
+
+without_gpu = pytest.mark.skipif(choose("auto").provider != "cpu", reason="there is a GPU")
 
 LSTM, CELL = MODELS["lstm"], MODELS["cell"]
 TWO = ("--workers", "2")
@@ -41,6 +44,12 @@ def pair(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield process.start()
     finally:
         process.close()
+
+
+def environment(pid: int) -> dict[str, str]:
+    """The variables that a process was started with."""
+    entries = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(entry.split("=", 1) for entry in entries if entry)
 
 
 def workers(server: ServerProcess) -> dict[int, int]:
@@ -273,6 +282,42 @@ def test_metrics_add_up_over_workers_and_outlive_them(start_server: StartServer)
     assert [value(name) for name in (timesteps, calls, batches, live)] == [20, 5, 5, 1]
 
 
+@without_gpu
+def test_each_worker_sees_its_own_device_and_so_does_the_one_that_comes_after_it(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+):
+    """Where there is no GPU they serve on the CPU, which the parent found, all the same."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-5d,6")
+    server = start_server("--devices", "2,1", "--workers", "3", "--metrics", "127.0.0.1:0")
+    value, expected = scraper(server), {1: "6", 2: "GPU-5d", 3: "6"}
+    up = {number: f'recurra_worker_up{{device="{device}",worker="{number}"}}' for number, device in expected.items()}
+
+    def seen() -> dict[int, tuple[str, str]]:
+        told = {number: environment(pid) for number, pid in workers(server).items()}
+        return {number: (each["CUDA_VISIBLE_DEVICES"], each["RECURRA_PROVIDER"]) for number, each in told.items()}
+
+    before, pids = {number: (device, "cpu") for number, device in expected.items()}, workers(server)
+    assert seen() == before
+    assert {number: value(name) for number, name in up.items()} == dict.fromkeys(expected, 1)
+    os.kill(pids[2], signal.SIGKILL)
+    eventually(lambda: workers(server)[2] != pids[2], 60)
+    assert seen() == before
+    assert re.search(rf"worker\.died worker=2 pid={pids[2]} status=-9 quick_failures=\d device=GPU-5d\n", server.log)
+    for number, pid in workers(server).items():
+        assert f"worker.ready worker={number} pid={pid} device={expected[number]}\n" in server.log
+    assert value(up[2]) == 1
+    assert environment(server.store_pid)["CUDA_VISIBLE_DEVICES"] == "6"  # as any other child of the parent: the trials
+
+
+@without_gpu
+def test_one_device_is_one_process_that_sees_it_alone(start_server: StartServer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    server = start_server("--devices", "3")
+    assert "worker.ready" not in server.log
+    assert 'devices.unused devices=3 reason="no GPU can be used: ' in server.log
+    assert environment(server.store_pid)["CUDA_VISIBLE_DEVICES"] == "3"  # what it starts sees what it does
+
+
 def test_a_worker_that_keeps_dying_ends_the_server(start_server: StartServer, valkey: ValkeyProcess):
     server = start_server(*TWO, *IMPATIENT, store=valkey.url)
     pids = workers(server)
@@ -284,5 +329,8 @@ def test_a_worker_that_keeps_dying_ends_the_server(start_server: StartServer, va
 
 
 def test_a_worker_that_does_not_start_ends_the_server(start_server: StartServer, tmp_path: Path):
-    with pytest.raises(AssertionError, match=r"recurra serve: worker \d does not start: it ended with status 1"):
+    with pytest.raises(
+        AssertionError, match=r"recurra serve: worker \d does not start: it ended with status 1"
+    ) as told:
         start_server(*TWO, *IMPATIENT, store=f"unix://{tmp_path}/nothing.sock")
+    assert "library.logged" not in str(told.value)

@@ -1,5 +1,10 @@
 """What makes a model servable: its signature and state pairs, the lift, the self-test, and running it."""
 
+import os
+
+# When it is loaded, ONNX Runtime reads whether it may call its maker; else it keeps an id of the machine, and does.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 from recurra.models.config import ModelConfig
 from recurra.models.placement import Stray
 from recurra.models.pool import Pool, PoolProgram

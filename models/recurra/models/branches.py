@@ -1,53 +1,55 @@
-"""If nodes whose condition stands in the file: the branch that is taken replaces them."""
+"""If nodes whose condition stands in the file, or is made of what does: the branch that is taken replaces them."""
 
 from __future__ import annotations
 
-from onnx import GraphProto, NodeProto, helper
+from collections.abc import Sequence
+from typing import Final
 
-from recurra.models.graph import attribute, constant, constants, subgraphs
-from recurra.models.names import all_names, rename, unused
+import numpy as np
+from onnx import GraphProto, ModelProto, OperatorSetIdProto, helper
+from onnx.reference import ReferenceEvaluator
+
+from recurra.models.graph import ancestors, attribute, constants, subgraphs
+from recurra.models.inline import inlined
+from recurra.models.names import all_names
+
+# What torch makes conditions of: whether a rank, which it knows, is one of several.
+_EVALUATED: Final = frozenset(["Constant", "Identity", "Cast", "Equal", "Not", "And", "Or", "ReduceMax", "ReduceMin"])
 
 
-def settle(graph: GraphProto) -> None:
+def settle(model: ModelProto) -> None:
     """Replaces all such nodes at any depth, in place. A branch that is never taken hides no state, then."""
-    _settle(graph, all_names(graph))
+    _settle(model.graph, all_names(model.graph), list(model.opset_import))
 
 
-def _settle(graph: GraphProto, taken: set[str]) -> None:
-    while _replaced_one(graph, taken):
+def _settle(graph: GraphProto, taken: set[str], imports: Sequence[OperatorSetIdProto]) -> None:
+    while _replaced_one(graph, taken, imports):
         pass
     for node in graph.node:
         for sub in subgraphs(node):
-            _settle(sub, taken)
+            _settle(sub, taken, imports)
 
 
-def _replaced_one(graph: GraphProto, taken: set[str]) -> bool:
-    fixed = constants(graph) if any(node.op_type == "If" for node in graph.node) else {}
+def _flag(graph: GraphProto, condition: str, imports: Sequence[OperatorSetIdProto]) -> bool | None:
+    """What a condition is; None where that is not known."""
+    nodes, names = ancestors([graph], [condition], through_shapes=True)
+    made, stored = {name for node in nodes for name in node.output}, constants(graph)
+    if not all(name in made or name in stored for name in names) or {node.op_type for node in nodes} - _EVALUATED:
+        return None
+    weights = [tensor for tensor in graph.initializer if tensor.name in names]
+    part = helper.make_graph(nodes, "condition", [], [helper.make_empty_tensor_value_info(condition)], weights)
+    (value,) = ReferenceEvaluator(helper.make_model(part, opset_imports=imports)).run(None, {})
+    return bool(np.asarray(value).reshape(-1)[0])
+
+
+def _replaced_one(graph: GraphProto, taken: set[str], imports: Sequence[OperatorSetIdProto]) -> bool:
     for index, node in enumerate(graph.node):
-        if node.op_type == "If" and node.input[0] in fixed:
-            flag = bool(constant(fixed[node.input[0]]).reshape(-1)[0])
-            branch = GraphProto()
-            branch.CopyFrom(attribute(node, "then_branch" if flag else "else_branch"))
-            results = list(node.output)
+        flag = _flag(graph, node.input[0], imports) if node.op_type == "If" else None
+        if flag is not None:
+            branch = attribute(node, "then_branch" if flag else "else_branch")
+            nodes = inlined(graph, branch, [], node.output, taken)
             del graph.node[index]
-            for each in reversed(_inlined(graph, branch, results, taken)):
+            for each in reversed(nodes):
                 graph.node.insert(index, each)
             return True
     return False
-
-
-def _inlined(graph: GraphProto, branch: GraphProto, results: list[str], taken: set[str]) -> list[NodeProto]:
-    """The nodes of `branch`, with names of their own; its initializers go to `graph`."""
-    made = [name for node in branch.node for name in node.output if name]
-    made += [tensor.name for tensor in branch.initializer]
-    rename(branch, {name: unused(name, taken) for name in made})
-    graph.initializer.extend(branch.initializer)
-    given = [value.name for value in branch.output]
-    return [
-        *branch.node,
-        *(
-            helper.make_node("Identity", [name], [result])
-            for name, result in zip(given, results, strict=False)
-            if result
-        ),
-    ]

@@ -1,4 +1,4 @@
-"""The names of a graph's values, at any depth."""
+"""The names of a graph's values and nodes, at any depth."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from onnx import GraphProto
 
-from recurra.models.graph import subgraphs
+from recurra.models.graph import subgraphs, walk
 
 
 def rename(graph: GraphProto, names: Mapping[str, str]) -> None:
@@ -52,3 +52,10 @@ def unused(name: str, taken: set[str]) -> str:
         name += "_"
     taken.add(name)
     return name
+
+
+def name_nodes(graph: GraphProto) -> None:
+    """Names the nodes that have no name, after what they make: the runtime tells of nodes by name alone."""
+    for node in walk(graph):
+        if not node.name and node.output:
+            node.name = node.output[0]

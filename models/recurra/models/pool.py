@@ -7,19 +7,24 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from recurra.models.graph import subgraphs
 from recurra.models.pooled import Pooled, groups, pooled
 from recurra.models.program import Program
 from recurra.models.provider import CPU, ERRORS
+from recurra.models.refusal import ModelRefused
+from recurra.models.samples import Samples
+from recurra.models.selftest import compare
 from recurra.models.session import Bound, Session
 from recurra.models.signature import Array, Signature
+from recurra.models.single import single
 
 Places = NDArray[np.int64]
 
@@ -28,6 +33,7 @@ SCRATCH: Final = 1  # where rows that only fill up a batch write
 FIRST: Final = 2  # of the places that sessions get
 _PIECE: Final = 32  # timesteps; a longer chunk comes in pieces
 _MOST_BOUND: Final = 64  # shapes
+_FAILURES: Final[tuple[type[Exception], ...]] = (ModelRefused, *ERRORS)
 
 
 class Crossed(NamedTuple):
@@ -183,16 +189,22 @@ class PoolProgram:
 
         The recording runs on places that are nobody's: it runs more than once.
         """
-        reason = self._unrecordable()
+        reason = self._varying()
         if reason:
             return reason
-        session = self._program.session.another(self._form.model, cuda_graphs=True)
+        model = onnx.load_model_from_string(self._form.model)
+        single(model, self._times())
+        reason = self._left(model)
+        if reason:
+            return reason
         try:
-            self._record_all(session)
-        except ERRORS as error:
+            self._record_all(self._program.session.another(model.SerializeToString(), cuda_graphs=True))
+            reason = "" if self._is_played_right() else "a timestep that is played differs from one that is run"
+        except _FAILURES as error:
+            reason = f"the runtime does not record it: {error}"
+        if reason:
             self._recorded.clear()
-            return f"the runtime does not record it: {error}"
-        return ""
+        return reason
 
     def _record_all(self, session: Session) -> None:
         specs, ones = self._program.layout.signature().inputs, {True: (1,), False: ()}
@@ -209,21 +221,47 @@ class PoolProgram:
         self._recorded[self._key(fed, size)] = places, bound
         self._run(fed, places)
 
-    def _unrecordable(self) -> str:
+    def _is_played_right(self) -> bool:
+        """Whether all give what a run gives: what a recording copies from the host may be gone when it is played."""
+        samples, recorded = Samples(self._program.layout.signature()), self._recorded
+        for size, fetch in product(self._buckets, (False, True)):
+            inputs, places = samples.inputs(size, 1), [np.full(size, FRESH), np.full(size, SCRATCH)]
+            played = self.run(inputs, places, fetch=fetch)
+            self._recorded = {}
+            plain = self.run(inputs, places, fetch=fetch)
+            self._recorded = recorded
+            if not compare(played.outputs, plain.outputs, exact=self._program.session.exact)[1]:
+                return False
+        self._bound.clear()
+        return True
+
+    def _varying(self) -> str:
+        """What of a timestep is not the same at every call."""
         layout = self._program.layout
         if layout.constants:
             return f"'{layout.constants[0].name}' is fed at every call"
         if layout.chunk_sizes and 1 not in layout.chunk_sizes:
             return "it takes no single timestep"
         open_ = [port.spec.name for port in layout.inputs if None in port.spec.shape]
-        if open_:
-            return f"'{open_[0]}' has a size that may be any"
-        graph = onnx.load_model_from_string(self._form.model).graph
-        inner = [node.op_type for node in graph.node if subgraphs(node)]
+        return f"'{open_[0]}' has a size that may be any" if open_ else ""
+
+    def _left(self, model: ModelProto) -> str:
+        """What of a graph for single timesteps cannot be recorded."""
+        inner = [node.op_type for node in model.graph.node if subgraphs(node)]
         if inner:
             return f"it has a {inner[0]}"
-        on_cpu = self._session.nodes.get(CPU, 0)
-        return f"{on_cpu} of its nodes run on the CPU" if on_cpu and self._session.on_gpu else ""
+        if not self._session.on_gpu:
+            return ""
+        on_cpu = self._program.session.another(model.SerializeToString()).nodes.get(CPU, 0)
+        return f"{on_cpu} of its nodes run on the CPU" if on_cpu else ""
+
+    def _times(self) -> dict[str, int]:
+        """Where each of the graph's inputs has its time, of those that have it."""
+        layout, came = self._program.layout, self._form.came
+        axes = {port.spec.name: port.time_axis for port in layout.inputs if not port.context}
+        looking = [port.spec for port in layout.inputs if port.context]
+        axes |= {came[spec.name]: 1 for spec in looking if spec.has_time_axis and not layout.stepwise}
+        return {name: axis for name, axis in axes.items() if axis is not None}
 
     def _call(self, inputs: Sequence[Array], source: Places, target: Places, lengths: Array | None) -> Result:
         count = len(source)

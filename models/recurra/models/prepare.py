@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 from onnx import GraphProto, ModelProto, ValueInfoProto
 
-from recurra.models import branches, causal, control, scanned
+from recurra.models import branches, causal, control, scanned, unlooped
 from recurra.models import pairs as state_pairs
 from recurra.models.config import ModelConfig
+from recurra.models.dead import bury
 from recurra.models.flow import Flow
 from recurra.models.graph import attribute, constants, data_inputs, dims_of, dtype_of, walk
 from recurra.models.hoist import hoist
 from recurra.models.layout import Constant
 from recurra.models.lift import lift
+from recurra.models.names import name_nodes
 from recurra.models.pairs import Pair
 from recurra.models.refusal import ModelRefused
 from recurra.models.time_first import time_first
@@ -73,7 +75,7 @@ def prepare(model: ModelProto, config: ModelConfig, folder: Path, *, gpu: bool =
     if any(pair.input in names for pair in known):
         raise ModelRefused("model.toml: an input cannot be both a constant and a state")
     pairs = state_pairs.find(graph, known, names)
-    branches.settle(graph)
+    branches.settle(model)
     time_first(graph)
     hoist(graph)
     paddings = causal.find(model)
@@ -82,9 +84,10 @@ def prepare(model: ModelProto, config: ModelConfig, folder: Path, *, gpu: bool =
     if not pairs:
         _refuse_stateless(graph, names, doubts)
     _check_unique(pairs)
+    bury(graph)
     prepared = Prepared(
         graph,
-        _content(model, gpu=gpu),
+        _content(model, pairs, gpu=gpu),
         config,
         folder,
         tuple(pairs),
@@ -99,13 +102,16 @@ def prepare(model: ModelProto, config: ModelConfig, folder: Path, *, gpu: bool =
     return prepared
 
 
-def _content(model: ModelProto, *, gpu: bool) -> bytes:
-    if gpu and any(map(scanned.needs, walk(model.graph))):
+def _content(model: ModelProto, pairs: list[Pair], *, gpu: bool) -> bytes:
+    served = model
+    if gpu and any(scanned.needs(node) or node.op_type == "Loop" for node in walk(model.graph)):
         served = ModelProto()
         served.CopyFrom(model)
         scanned.rewrite(served)
-        return served.SerializeToString()
-    return model.SerializeToString()
+        unlooped.rewrite(served, {pair.input: pair.output for pair in pairs})
+        bury(served.graph)
+    name_nodes(served.graph)
+    return served.SerializeToString()
 
 
 def _check_names(graph: GraphProto, config: ModelConfig) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -30,8 +31,14 @@ CPU: Final = "CPUExecutionProvider"
 CUDA: Final = "CUDAExecutionProvider"
 TENSORRT: Final = "TensorrtExecutionProvider"
 PROVIDERS: Final = ("auto", "cuda", "tensorrt", "cpu")
+# Of what belongs to no session. Warnings are left out: on CUDA each ScatterND warns of places that stand twice. Of ours
+# only SCRATCH does, which rows that fill up a batch write, and where it does not matter who comes last.
+_SEVERITY: Final = 3
 _ENGINES: Final = "~/.cache/recurra/tensorrt"
 _GPU: Final = {"cuda": CUDA, "tensorrt": TENSORRT}
+
+
+onnxruntime.set_default_logger_severity(_SEVERITY)
 
 
 class NoGpu(ModelRefused):
@@ -45,19 +52,23 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(provider: str) -> Choice:
-    """What one of PROVIDERS means on this machine. Raises NoGpu where it is a GPU's, and does not work here."""
+def choose(provider: str, failing: Callable[[str], str] | None = None) -> Choice:
+    """What one of PROVIDERS means on this machine. Raises NoGpu where it is a GPU's, and does not work here.
+
+    `failing`: what to ask in place of `failure`, which runs a node in this process.
+    """
     if provider not in PROVIDERS:
         raise ModelRefused(f"there is no provider '{provider}'; use one of {', '.join(PROVIDERS)}")
     if provider == "cpu":
         return Choice("cpu", "it is asked for")
     name = _GPU.get(provider, CUDA)
-    failure = _failure(name)
+    reason = (failing or failure)(name)
     if provider == "auto":
-        return Choice("cpu", f"no GPU can be used: {failure}") if failure else Choice("cuda", f"a node ran on {name}")
-    if failure:
+        return Choice("cpu", f"no GPU can be used: {reason}") if reason else Choice("cuda", f"a node ran on {name}")
+    if reason:
         more = " and tensorrt-cu13<11" if provider == "tensorrt" else ""
-        raise NoGpu(f"no GPU can be used ({failure}); install recurra[server-gpu]{more}, or use --provider cpu")
+        needs = f"NVIDIA's driver (in a container, its Container Toolkit too) and recurra[server-gpu]{more}"
+        raise NoGpu(f"no GPU can be used ({reason}); it takes {needs}, or use --provider cpu")
     return Choice(provider, f"a node ran on {name}")
 
 
@@ -111,9 +122,17 @@ def _no_driver() -> str:
     return ""
 
 
+def _told(error: Exception) -> str:
+    """What the runtime says, without the places in its source that stand before and after it."""
+    first = str(error).strip().splitlines()[0]
+    if first.startswith("/"):  # a path, a signature, and perhaps the types of a template
+        first = re.split(r"[)\]] (?=[A-Z])", first)[-1].partition(" ; ")[0]
+    return first[:300]
+
+
 @cache
-def _failure(name: str) -> str:
-    """Why the provider does not run one node alone, empty if it does."""
+def failure(name: str) -> str:
+    """Why the runtime's provider does not run one node alone, empty if it does."""
     if name not in onnxruntime.get_available_providers():
         return f"this onnxruntime has no {name}"
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
@@ -130,7 +149,7 @@ def _failure(name: str) -> str:
         session = onnxruntime.InferenceSession(model.SerializeToString(), alone, providers=[name], enable_fallback=0)
         found = session.run(None, {"x": np.ones(1, np.float32)})[0].tolist() if name in session.get_providers() else []
     except ERRORS as error:
-        return (printed.getvalue() or _no_driver() or str(error)).strip().splitlines()[0][:300]
+        return next(iter(printed.getvalue().splitlines()), "") or _no_driver() or _told(error)
     finally:
-        onnxruntime.set_default_logger_severity(2)
+        onnxruntime.set_default_logger_severity(_SEVERITY)
     return "" if found == [2.0] else f"{name} did not run a node"

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+import onnx
+
 from recurra.models import config, fidelity, source, start
 from recurra.models.axes import plans
 from recurra.models.config import ModelConfig
@@ -147,7 +149,7 @@ def load_file(
         layout=_digest(signature),
         providers=session.providers,
         nodes=session.nodes,
-        strays=strays(prepared.graph, session.assigned) if session.on_gpu else (),
+        strays=strays(onnx.load_model_from_string(session.model).graph, session.assigned) if session.on_gpu else (),
     )
 
 

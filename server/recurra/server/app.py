@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from recurra import models
 from recurra.inference import service_pb2
+from recurra.server import trials
 from recurra.server.api import reflected
 from recurra.server.api.errors import Guard
 from recurra.server.api.inference import Inference
@@ -132,13 +133,15 @@ async def running(
         yield address
 
 
-async def chosen(settings: Settings) -> models.Choice:
+async def chosen(settings: Settings, choose: trials.Choose = models.choose) -> models.Choice:
     """The provider for models that do not name one. Raises ProviderUnavailable where it does not work here."""
     try:
-        choice = await asyncio.to_thread(models.choose, settings.provider)
+        choice = await asyncio.to_thread(choose, settings.provider)
     except models.ModelRefused as error:
         raise ProviderUnavailable(f"--provider {settings.provider}: {error}") from None
     _log.info("provider.chosen", asked=settings.provider, chosen=choice.provider, reason=choice.reason)
+    if settings.devices and choice.provider == "cpu":
+        _log.warning("devices.unused", devices=",".join(settings.devices), reason=choice.reason)
     return choice
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 
 from recurra.server import app, workers
-from recurra.server.settings import Settings
+from recurra.server.settings import VISIBLE, Settings
 from recurra.server.telemetry import Log, configure
 from recurra.wire.errors import RecurraError
 
@@ -19,6 +19,8 @@ def serve(argv: list[str]) -> int:
     settings = Settings.parse(argv, os.environ)
     configure(settings.log_level, settings.log_format)
     _log.info("server.starting", **{name: str(value) for name, value in settings.public().items()})
+    if settings.devices:
+        os.environ[VISIBLE] = settings.devices[0]  # nothing has asked CUDA yet; a worker is told its own
     return run(settings, app.running if settings.workers == 1 else workers.running)
 
 

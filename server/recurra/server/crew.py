@@ -10,6 +10,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple, Self
 
+from recurra.server.settings import VISIBLE
 from recurra.server.telemetry import Log
 
 QUICK_SECONDS: Final = 10.0  # a worker that served no longer than this failed quickly
@@ -45,13 +46,17 @@ class Worker:
 
     Attributes:
         ready: set once it serves for the first time.
+        number: from 1 on.
+        device: the one GPU that it sees; empty for all that there are.
 
     """
 
-    def __init__(self, number: int, environ: Mapping[str, str]) -> None:
+    def __init__(self, number: int, environ: Mapping[str, str], device: str = "") -> None:
         self.ready: Final = asyncio.Event()
-        self._number = number
-        self._environ = environ
+        self.number, self.device = number, device
+        self._environ = {**environ, VISIBLE: device} if device else environ
+        self._where = {"device": device} if device else {}
+        self._name = f"worker {number}" + (f" on GPU {device}" if device else "")
         self._process: Process | None = None
 
     @property
@@ -70,14 +75,18 @@ class Worker:
             served = await self._watch(process)
             failures = failures + 1 if served < QUICK_SECONDS else 0
             _log.warning(
-                "worker.died", worker=self._number, pid=process.pid, status=process.returncode, quick_failures=failures
+                "worker.died",
+                worker=self.number,
+                pid=process.pid,
+                status=process.returncode,
+                quick_failures=failures,
+                **self._where,
             )
             if not self.ready.is_set():
-                raise WorkerFailed(f"worker {self._number} does not start: it ended with status {process.returncode}")
+                raise WorkerFailed(f"{self._name} does not start: it ended with status {process.returncode}")
             if failures == MAX_QUICK_FAILURES:
                 raise WorkerFailed(
-                    f"worker {self._number} keeps dying, {failures} times in a row; the last with status "
-                    f"{process.returncode}"
+                    f"{self._name} keeps dying, {failures} times in a row; the last with status {process.returncode}"
                 )
             await asyncio.sleep(min(MAX_PAUSE_SECONDS, 0.1 * 2**failures) if failures else 0)
             refused = await again(process.pid)
@@ -91,7 +100,7 @@ class Worker:
             async with asyncio.timeout(seconds):
                 await self._process.wait()
         except TimeoutError:
-            _log.warning("worker.killed", worker=self._number, pid=self.pid, seconds=seconds)
+            _log.warning("worker.killed", worker=self.number, pid=self.pid, seconds=seconds)
             self._process.kill()
             await self._process.wait()
 
@@ -104,7 +113,7 @@ class Worker:
             start_new_session=True,  # the terminal's Ctrl-C is for the parent, which then ends its workers in order
         )
         assert process.stdin is not None
-        process.stdin.write(Orders(self._number, os.getpid(), refused).line())
+        process.stdin.write(Orders(self.number, os.getpid(), refused).line())
         process.stdin.close()
         return process
 
@@ -115,6 +124,6 @@ class Worker:
         if await process.stdout.readline():
             began = clock()
             self.ready.set()
-            _log.info("worker.ready", worker=self._number, pid=process.pid)
+            _log.info("worker.ready", worker=self.number, pid=process.pid, **self._where)
         await process.wait()
         return clock() - began if began is not None else 0.0

@@ -9,12 +9,15 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, NoReturn, Self
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 PREFIX: Final = "RECURRA_"
 EMBEDDED: Final = "embedded"
+VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
+_DEVICE: Final = re.compile(r"[0-9]+|(GPU|MIG)-[0-9A-Za-z/-]+")
 
 # Kubernetes gives every pod variables of every service; a service called "recurra" must not stop the server.
 _KUBERNETES: Final = re.compile(PREFIX + r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
@@ -115,6 +118,15 @@ def _workers(text: str) -> int:
     return len(os.sched_getaffinity(0)) if text == "auto" else _whole(1, 1024)(text)
 
 
+def _devices(text: str) -> tuple[str, ...]:
+    if text == "off":
+        return ()
+    devices = tuple(str(int(each)) if each.isdecimal() else each for each in text.split(","))
+    if not all(map(_DEVICE.fullmatch, devices)) or len(set(devices)) < len(devices):
+        raise ValueError(text)
+    return devices
+
+
 def _seconds(text: str) -> float:
     number = float(text)
     if not (math.isfinite(number) and number > 0):
@@ -176,6 +188,12 @@ _RULES: Final = {
     "workers": _Rule(
         "1", _workers, "a whole number of processes, 1 to 1024, or auto: one a core", "processes that share the port"
     ),
+    "devices": _Rule(
+        "off",
+        _devices,
+        "different GPUs separated by commas, by number or UUID as CUDA_VISIBLE_DEVICES has them, such as 0,1, or off",
+        "each worker sees one of them, in turn; without --workers there is one worker for each",
+    ),
     "model_control": _Rule(
         "none",
         _choice("none", "explicit"),
@@ -220,7 +238,7 @@ class Settings:
     """What one server runs with. Every field is the flag of its name and the variable RECURRA_<NAME>.
 
     `queue_limit` counts operations waiting per model, `slots` sessions kept hot per model, both in each worker;
-    `trial_seconds`, `cache` and `metrics` are None when off.
+    `trial_seconds`, `cache` and `metrics` are None when off. `devices` are none or at most as many as `workers`.
     """
 
     models: Path
@@ -234,6 +252,7 @@ class Settings:
     state_memory_bytes: int
     cuda_graphs: Literal["on", "off"]
     workers: int
+    devices: tuple[str, ...]
     model_control: Literal["none", "explicit"]
     threads: int
     trial_seconds: float | None
@@ -256,34 +275,76 @@ class Settings:
         flags, rest = parser.parse_known_args(argv)
         _refuse_unknown(parser, rest, environ)
         values: dict[str, Any] = {}
+        given: dict[str, str] = {}
         for name, rule in _RULES.items():
             flag, variable = _flag(name), PREFIX + name.upper()
             source, text = f"{flag} ({variable})", rule.default
             if variable in environ:
-                source, text = variable, environ[variable]
+                given[name] = source = variable
+                text = environ[variable]
             if getattr(flags, name) is not None:
-                source, text = flag, getattr(flags, name)
+                given[name] = source = flag
+                text = getattr(flags, name)
             try:
                 values[name] = None if text is None else rule.parse(text)
             except (ValueError, OSError):
                 # The store's URL may hold a password.
-                given = "" if name == "store" else f", not {text!r}"
-                parser.error(f"{source} takes {rule.takes}{given}")
+                but = "" if name == "store" else f", not {text!r}"
+                parser.error(f"{source} takes {rule.takes}{but}")
+        if values["devices"]:
+            try:
+                values |= _spread(values, given, environ.get(VISIBLE))
+            except ValueError as error:
+                parser.error(str(error))
         return cls(**values)
 
     def variables(self) -> dict[str, str]:
         """The environment that is parsed to just these settings."""
-        values = {name: getattr(self, name) for name in _RULES}
-        return {PREFIX + name.upper(): "off" if value is None else str(value) for name, value in values.items()}
+        return {PREFIX + name.upper(): _shown(getattr(self, name)) for name in _RULES}
 
     def public(self) -> dict[str, str | int | float | None]:
         """Every setting by name, for the log: without user, password and option values of the store's URL."""
         plain = {name: getattr(self, name) for name in _RULES}
-        shown = {name: str(value) if isinstance(value, Path) else value for name, value in plain.items()}
+        shown = {name: _shown(value) if isinstance(value, Path | tuple) else value for name, value in plain.items()}
         return shown | {"store": _public_url(self.store)}
 
     def __repr__(self) -> str:
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.public().items())})"
+
+
+def _spread(values: Mapping[str, Any], given: Mapping[str, str], visible: str | None) -> dict[str, Any]:
+    """How many workers there are, and the devices as each is to be told its own. Raises ValueError.
+
+    Args:
+        values: as parsed.
+        given: by its name, where a setting was given.
+        visible: CUDA_VISIBLE_DEVICES so far; a number counts in it, as CUDA itself numbers what it lists.
+
+    """
+    devices, flag = values["devices"], given["devices"]
+    if values["provider"] == "cpu":
+        raise ValueError(f"{flag} names GPUs, but {given['provider']} is cpu: leave one of them out")
+    workers = values["workers"] if "workers" in given else len(devices)
+    if workers < len(devices):
+        raise ValueError(
+            f"{flag} names {len(devices)} GPUs, but {given['workers']} is {workers}: each needs a worker of its own"
+        )
+    if visible is not None:
+        there = list(takewhile(_DEVICE.fullmatch, map(str.strip, visible.split(","))))
+        for number in filter(str.isdecimal, devices):
+            if int(number) >= len(there):
+                raise ValueError(
+                    f"{flag} names GPU {number}, but {VISIBLE}={visible!r} shows {len(there)}, counted from 0"
+                )
+        devices = tuple(there[int(each)] if each.isdecimal() else each for each in devices)
+    return {"workers": workers, "devices": devices}
+
+
+def _shown(value: object) -> str:
+    """A setting's value as it may be given."""
+    if value is None or value == ():
+        return "off"
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -7,17 +7,18 @@ See docs/decisions/0010.
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from itertools import cycle
 from typing import Final
 
+from recurra.models import elsewhere
 from recurra.server.app import Ended, chosen, opened
 from recurra.server.crew import Refusals, Worker, WorkerFailed
 from recurra.server.port import reserved
-from recurra.server.settings import Settings
+from recurra.server.settings import PREFIX, Settings
 from recurra.server.tasks import owned, stop
 from recurra.server.telemetry import Log
 from recurra.server.totals import Totals, totals
@@ -32,16 +33,18 @@ async def running(settings: Settings, ending: asyncio.Future[None]) -> AsyncIter
     """As app.running, by `settings.workers` processes; all of them are ready inside the block."""
     if sys.platform != "linux":
         raise WorkerFailed("several workers run on Linux only: use --workers 1")
-    await chosen(settings)
+    choice = await chosen(settings, elsewhere.choose)
     crew: list[Worker] = []
     async with AsyncExitStack() as stack:
         address = stack.enter_context(reserved(settings.listen))
         metrics = _metrics(settings, crew, stack)
         url = await opened(settings, stack, ending, tied=True)
         refused = await refusals(settings, ending, {})
-        theirs = replace(settings, listen=address, store=url, metrics=None, trial_seconds=None)
-        environ = theirs.variables() | (metrics.environ if metrics else {})
-        crew += [Worker(number, environ) for number in range(1, settings.workers + 1)]
+        theirs = replace(settings, listen=address, store=url, devices=(), metrics=None, trial_seconds=None)
+        # What is chosen: a worker whose GPU does not work fails, and does not serve on the CPU beside the others.
+        environ = theirs.variables() | {PREFIX + "PROVIDER": choice.provider} | (metrics.environ if metrics else {})
+        devices = cycle(settings.devices or ("",))
+        crew += [Worker(number, environ, next(devices)) for number in range(1, settings.workers + 1)]
 
         async def again(pid: int) -> Refusals:
             if metrics:
@@ -50,10 +53,10 @@ async def running(settings: Settings, ending: asyncio.Future[None]) -> AsyncIter
 
         keeping = [owned(worker.keep(refused, again), "workers", ending) for worker in crew]
         stack.push_async_callback(_end, crew, keeping, settings.drain_seconds + _GRACE_SECONDS)
-        ready = asyncio.ensure_future(asyncio.gather(*(worker.ready.wait() for worker in crew)))
+        ready = asyncio.create_task(_ready(crew))
         await asyncio.wait((ready, ending), return_when=asyncio.FIRST_COMPLETED)
         if ending.done():
-            ready.cancel()
+            await stop([ready])
             await ending
             raise Ended
         _log.info("server.ready", address=address, workers=len(crew), refused=len(refused))
@@ -63,13 +66,14 @@ async def running(settings: Settings, ending: asyncio.Future[None]) -> AsyncIter
 def _metrics(settings: Settings, crew: list[Worker], stack: AsyncExitStack) -> Totals | None:
     if settings.metrics is None:
         return None
-
-    def living() -> list[int]:
-        return [os.getpid(), *(worker.pid for worker in crew if worker.pid is not None)]
-
-    serving = stack.enter_context(totals(settings.metrics, living))
+    serving = stack.enter_context(totals(settings.metrics, crew))
     _log.info("metrics.ready", address=serving.address)
     return serving
+
+
+async def _ready(crew: list[Worker]) -> None:
+    for worker in crew:
+        await worker.ready.wait()
 
 
 async def _end(crew: list[Worker], keeping: list[asyncio.Task[None]], seconds: float) -> None:

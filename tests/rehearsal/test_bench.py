@@ -1,0 +1,21 @@
+"""`python -m bench.gpu` from end to end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_the_bench_ends_with_its_table_which_says_that_no_gpu_was_measured(tmp_path: Path):
+    command = [sys.executable, "-m", "bench.gpu", "--quick", "--provider", "cuda"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "no GPU was measured" in done.stdout
+    found = json.loads((tmp_path / "out" / "gpu.json").read_text())
+    assert "rehearsal" in found["machine"]
+    kinds = {row["kind"] for row in found["found"]}
+    assert {"raw", "pool, no service, CUDA graphs", "frames, checkpointed", "frames, committed, CUDA graphs"} <= kinds
+    assert all(row["rate"] > 0 for row in found["found"])
+    assert done.stderr == ""
