@@ -30,10 +30,10 @@ class Pooled:
     def inputs(self, timesteps: int, rows: int = 0) -> list[np.ndarray[Any, Any]]:
         return Samples(self.model.signature).inputs(rows or self.rows, timesteps)
 
-    def run(self, inputs: list[np.ndarray[Any, Any]], *, fetch: bool = False) -> Result:
+    def run(self, inputs: list[np.ndarray[Any, Any]]) -> Result:
         rows = len(inputs[0])
         places = [FIRST + np.arange(rows) + rows * turn for turn in range(3)]
-        return self.program.run(inputs, places, None, fetch=fetch)
+        return self.program.run(inputs, places)
 
     @property
     def told(self) -> int:

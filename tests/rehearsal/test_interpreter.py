@@ -44,10 +44,9 @@ def test_reading_states_lets_other_threads_run(shared: ctypes.CDLL, case: Pooled
     assert let_on(shared, "DtoH", LONG, lambda: case.pool.read(places))
 
 
-@pytest.mark.parametrize("fetch", [False, True])
-def test_a_run_lets_other_threads_run_while_it_copies(shared: ctypes.CDLL, case: Pooled, *, fetch: bool):
+def test_a_run_lets_other_threads_run_while_it_copies(shared: ctypes.CDLL, case: Pooled):
     inputs = case.inputs(3)
-    assert let_on(shared, "DtoH", LONG, lambda: case.run(inputs, fetch=fetch))
+    assert let_on(shared, "DtoH", LONG, lambda: case.run(inputs))
 
 
 def test_feeding_a_run_holds_the_interpreter(shared: ctypes.CDLL, case: Pooled):

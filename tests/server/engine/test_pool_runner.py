@@ -182,7 +182,7 @@ async def owned(a: Replica, *sessions: str) -> list[bytes]:
 
 @pytest.mark.parametrize("current", [True, False])
 async def test_states_that_are_fetched_are_those_of_then(small, device, monkeypatch, current):
-    """Although something else is current at their slots, and every other place somebody else's, before they are read."""
+    """Although something else is current at their slots, and other places are others', before they are read."""
     runner = PoolRunner(small, device, slots=SLOTS)
     slots, x = np.array([1, 2, 3]), np.ones((3, 1, 2), np.float32)
     step = await runner.run([x], runner.gather(slots), fetch=False)
