@@ -94,3 +94,16 @@ async def test_a_copy_that_fails_is_told(device):
     with pytest.raises(KeyError):
         await device.copy(asyncio.get_running_loop(), fail)
     assert device.copy_now(here) is here()
+
+
+def test_what_nobody_waits_for_any_more_harms_nobody(device):
+    async def leave() -> None:
+        device.copy(asyncio.get_running_loop(), gate.wait)
+
+    async def come() -> threading.Thread:
+        return await device.copy(asyncio.get_running_loop(), here)
+
+    gate = threading.Event()
+    asyncio.run(leave())
+    gate.set()
+    assert asyncio.run(come()) is not here()

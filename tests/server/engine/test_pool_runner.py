@@ -205,22 +205,15 @@ async def test_states_that_are_fetched_are_those_of_then(small, device, monkeypa
 async def test_places_that_wait_for_a_copy_are_waited_for(small, device, monkeypatch):
     runner = PoolRunner(small, device, slots=SLOTS)
     slots, x = np.array([1, 2, 3, 4]), np.ones((4, 1, 2), np.float32)
-    began, gate, read = threading.Event(), threading.Event(), runner._pool.read
-
-    def held(places):
-        began.set()
-        gate.wait()
-        return read(places)
-
-    monkeypatch.setattr(runner._pool, "read", held)
+    gate, read, wait = threading.Event(), runner._pool.read, device.until_copied
+    monkeypatch.setattr(runner._pool, "read", lambda places: gate.wait() and read(places))
+    monkeypatch.setattr(device, "until_copied", lambda: (gate.set(), wait()))
     coming = runner.gather(slots).fetch()
-    opener = threading.Thread(target=lambda: began.wait() and gate.set())
-    for _ in range(3 * runner.places):  # each takes four, and the old ones come back behind the copy
+    for _ in range(runner.places):  # each takes four, and the old ones come back behind the copy
         step = await runner.run([x], runner.gather(slots), fetch=False)
         runner.scatter(slots, step.states)
-        if runner.free < 4 and not opener.is_alive() and not gate.is_set():
-            opener.start()
-    gate.set()
+        del step
+    assert gate.is_set()
     await coming
     check(runner)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -60,7 +61,8 @@ class _Thread:
             done = work()
             with self._lock:
                 self._left -= 1
-            done()
+            with contextlib.suppress(RuntimeError):  # its event loop is closed: nobody waits for it
+                done()
             del work, done  # and with them the batch
 
 
