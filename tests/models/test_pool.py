@@ -10,7 +10,8 @@ import onnx
 import pytest
 
 from recurra.models import Model, ModelRefused, Pool, PoolProgram, load
-from recurra.models.pool import FIRST, FRESH, SCRATCH, _profiles, buckets
+from recurra.models.pool import FIRST, FRESH, SCRATCH
+from recurra.models.pool_program import _profiles, buckets
 from recurra.models.pooled import pooled
 from recurra.models.samples import Samples
 from recurra.models.session import Bound

@@ -11,7 +11,8 @@ import onnx
 
 from recurra.models import Model, Pool, PoolProgram, load
 from recurra.models.graph import walk
-from recurra.models.pool import FIRST, Result
+from recurra.models.pool import FIRST
+from recurra.models.pool_program import Result
 from recurra.models.samples import Samples
 
 ROWS = 4  # a bucket

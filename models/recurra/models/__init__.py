@@ -7,7 +7,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from recurra.models.config import ModelConfig
 from recurra.models.placement import Stray
-from recurra.models.pool import Pool, PoolProgram
+from recurra.models.pool import Pool
+from recurra.models.pool_program import PoolProgram
 from recurra.models.program import Program
 from recurra.models.provider import Choice, choose
 from recurra.models.refusal import ModelRefused

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recurra.models import Model, Pool, PoolProgram
-from recurra.models.pool import FIRST, FRESH, Crossed, Result
+from recurra.models.pool import FIRST, FRESH, Crossed
+from recurra.models.pool_program import Result
 from recurra.server.engine.device import Device
 from recurra.server.engine.rows import Rows, finite, tensors
 from recurra.server.engine.seams import Given, States, Step
