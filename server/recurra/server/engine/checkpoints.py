@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from recurra.server.engine import reply
 from recurra.server.engine.batch import Batch
-from recurra.server.engine.commits import Commits, Flight
+from recurra.server.engine.commits import Commits
+from recurra.server.engine.flight import Flight
 from recurra.server.engine.ownership import Ownership
 from recurra.server.engine.seams import Clock, Runner
 from recurra.server.engine.slots import Slots

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +15,10 @@ from numpy.typing import NDArray
 from recurra.models import Model
 from recurra.server.engine import reply
 from recurra.server.engine.batch import Batch
+from recurra.server.engine.flight import Flight, Parcel
 from recurra.server.engine.heads import advanced
 from recurra.server.engine.judge import gone
+from recurra.server.engine.line import Line
 from recurra.server.engine.operation import Block, Create
 from recurra.server.engine.ownership import Ownership
 from recurra.server.engine.pending import Pending
@@ -25,73 +26,13 @@ from recurra.server.engine.scheduler import Part
 from recurra.server.engine.seams import Clock, States, Store
 from recurra.server.engine.slots import Slots
 from recurra.server.store import commit, record
-from recurra.server.telemetry import Log
 from recurra.wire.errors import RecurraError
 
 Array = NDArray[Any]
 
-_log = Log(__name__)
-
 _MAX_FLIGHTS: Final = 2  # sent, and unsent: one more batch is run meanwhile
-_NOWHERE: Final = np.uint64(np.iinfo(np.uint64).max)  # in all words of a header: no record stands there
 _UNSENT: Final = b""  # in place of an answer
 TOMBSTONE_MS: Final = 3_600_000  # an ended session answers CLOSED for so long
-
-
-@dataclass(eq=False, slots=True, kw_only=True)
-class Flight:
-    """New records on their way, until the store has answered.
-
-    Attributes:
-        slots, epochs: (N,), whose.
-        bases: (N,), the slots' when this began.
-        expected, headers: (N,) HEADER, where the sessions stood before and stand after.
-        parcel: what is to be sent yet; None once it is, and for what only waits behind others.
-        answer: the store's; None where nothing is asked of it, or what was to be sent could not be.
-        commits: whether it writes records, or only waits behind others that do.
-        rests: (N,) bool, what was sent; what it would have rested on was given up for the others, and they are as well.
-        mine: (N,) bool, which of them this replica owns once this is applied.
-        batch: the operations that wait for it; None at a checkpoint.
-        outputs, states: (N, ...), what their clients get.
-        refusal: what they get instead, of an operation that was applied before.
-    """
-
-    slots: Array
-    epochs: Array
-    bases: Array
-    expected: Array
-    headers: Array
-    started: float
-    rests: NDArray[np.bool_]
-    parcel: Parcel | None = None
-    answer: Awaitable[list[Any]] | None = None
-    commits: bool = False
-    mine: NDArray[np.bool_] | None = None
-    batch: Batch | None = None
-    outputs: list[Array] = field(default_factory=list)
-    states: list[Array] = field(default_factory=list)
-    refusal: RecurraError | None = None
-    landed: bool = False
-
-
-class Parcel(NamedTuple):
-    """What is to be sent to the store; the slots may be others' by then.
-
-    Attributes:
-        keys, ttl_ms: (N, ...), see Store.commit.
-        new: the sessions' states; None where none are sent.
-        records: makes the records out of (N, state_bytes) uint8; None: what the store has is written again.
-    """
-
-    keys: Array
-    ttl_ms: Array
-    new: States | None = None
-    records: Callable[[Array], Array] | None = None
-
-    @property
-    def coming(self) -> asyncio.Future[Any] | None:
-        """Done once the states are on the host; None: they are."""
-        return self.new.fetch() if self.new else None
 
 
 class Commits:
@@ -99,6 +40,9 @@ class Commits:
 
     A session's next operation may be committed before this one is answered: its compare-and-set expects this one's
     header, so if this one fails, that one fails too, and both are decided anew.
+
+    Attributes:
+        line: of these, what is to be sent yet.
     """
 
     def __init__(
@@ -113,24 +57,23 @@ class Commits:
         landed: Callable[[Flight], None],
     ) -> None:
         """`landed` is told of each flight that is settled."""
-        self._slots, self._store, self._clock = slots, store, clock
+        self._slots, self._clock = slots, clock
         self._ownership, self._pending, self._landed = ownership, pending, landed
         self._layout, self._reply_tag = np.frombuffer(model.layout, "<u8"), reply.tag(model.signature)
         self._flights: deque[Flight] = deque()
-        self._unsent: deque[Flight] = deque()  # of these
-        self._coming: asyncio.Future[Any] | None = None  # what the first unsent one waits for
-        self._came, self._went, self._gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.line = Line(slots, store)
+        self._came, self._gone = asyncio.Event(), asyncio.Event()
 
     @property
     def behind(self) -> bool:
         """Whether so much is on its way that what is committed may wait: the next batches grow meanwhile."""
-        unsent = len(self._unsent)
+        unsent = len(self.line)
         return max(unsent, len(self._flights) - unsent) >= _MAX_FLIGHTS
 
     def prepare(
         self, batch: Batch, rebased: Array, new: States, outputs: list[Array], states: list[Array]
     ) -> NDArray[np.bool_]:
-        """Let a batch's sessions stand where its operations bring them; their records are in line, for `send`.
+        """Let a batch's sessions stand where its operations bring them; their records are in line.
 
         Args:
             rebased: (N,) bool, whose position starts from 0.
@@ -165,40 +108,8 @@ class Commits:
         """
         headers, now_ms, epochs = self._slots.heads(slots), int(self._clock.time() * 1000), self._slots.epoch[slots]
         flight = self._line_up(slots, headers, new, lambda: kept, mine, now_ms=now_ms, epochs=epochs)
-        self.send()
+        self.line.send()
         return flight
-
-    def send(self) -> None:
-        """Send what is in line, oldest first, as far as its states are on the host: the rest follows when they are."""
-        while self._unsent:
-            flight = self._unsent[0]
-            assert flight.parcel is not None
-            coming = flight.parcel.coming
-            if coming is not None and not coming.done():
-                if coming is not self._coming:
-                    coming.add_done_callback(lambda _: self.send())
-                    self._coming = coming
-                return
-            self._unsent.popleft()
-            try:
-                self._send(flight, flight.parcel)
-            except Exception as error:  # noqa: BLE001 # such as MemoryError: the slots are ahead of the store
-                _log.exception("commit.failed", sessions=len(flight.slots), error=error)
-                self._slots.give_up(flight.slots[self._slots.epoch[flight.slots] == flight.epochs])
-                flight.rests[:] = False
-            flight.parcel = None
-            self._slots.unpin(flight.slots)
-            self._went.set()
-
-    async def sent(self, slots: Array) -> None:
-        """Wait until what is in line of these sessions is sent: what is read then is no older."""
-        theirs = (flight for flight in reversed(self._unsent) if np.isin(slots, flight.slots).any())
-        await self._until_sent(next(theirs, None))
-
-    async def _until_sent(self, flight: Flight | None) -> None:
-        while flight is not None and flight.parcel is not None:
-            self._went.clear()
-            await self._went.wait()
 
     def _line_up(
         self,
@@ -224,22 +135,6 @@ class Commits:
         parcel = Parcel(self._slots.keys[slots], ttl_ms, new, lambda state: record.pack(headers, names, state, kept()))
         return self._fly(slots=slots, expected=expected, headers=headers, mine=mine, parcel=parcel, **more)
 
-    def _send(self, flight: Flight, parcel: Parcel) -> None:
-        slots, state = flight.slots, np.empty((len(flight.slots), 0), np.uint8)
-        rests = flight.rests = self._slots.epoch[slots] == flight.epochs
-        expected = self._slots.expected(slots)
-        if not rests.all():
-            record.words(expected)[~rests] = _NOWHERE
-        if parcel.records is None:
-            records = expected.view(np.uint8).reshape(len(slots), -1)
-            expected = record.headers(np.full_like(record.words(expected), _NOWHERE))
-        else:
-            records = parcel.records(parcel.new.to_bytes() if parcel.new else state)
-            still = slice(None) if rests.all() else rests
-            self._slots.sent(slots[still], flight.headers[still])
-        replicated = flight.batch is not None and flight.batch.head.replicated
-        flight.answer = self._store.commit(parcel.keys, expected, records, parcel.ttl_ms, replicated=replicated)
-
     def hold(self, batch: Batch, outputs: list[Array], states: list[Array], rebased: Array) -> None:
         """Keep a batch that changes nothing behind the commits that it rests on."""
         there = self._slots.heads(batch.slots)
@@ -259,7 +154,7 @@ class Commits:
         told: dict[str, Any] = {"batch": batch, "outputs": outputs, "states": states, "refusal": refusal}
         epochs = self._slots.epoch[slots]
         self._fly(slots=slots, epochs=epochs, expected=there, headers=there, parcel=parcel, **told)
-        self.send()
+        self.line.send()
 
     async def landed(self, flight: Flight | None = None) -> None:
         """Wait until `flight` has landed; None: all that is in flight now."""
@@ -279,15 +174,14 @@ class Commits:
                 await self._settle_first()
         finally:
             for flight in self._flights:  # nobody will ask what became of them
-                flight.landed, flight.parcel = True, None
+                flight.landed = True
             self._flights.clear()
-            self._unsent.clear()
-            self._went.set()
+            self.line.dissolve()
             self._gone.set()
 
     async def _settle_first(self) -> None:
         flight = self._flights[0]
-        await self._until_sent(flight)
+        await self.line.left(flight)
         replies: list[Any] = [commit.APPLIED] * len(flight.slots)
         if flight.answer is not None:
             try:
@@ -320,8 +214,7 @@ class Commits:
         )
         self._flights.append(flight)
         if commits:
-            self._unsent.append(flight)
-            self._slots.pins[slots] += 1  # nobody else gets these slots before this is sent
+            self.line.join(flight)
         self._came.set()
         return flight
 

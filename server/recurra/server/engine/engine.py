@@ -17,7 +17,8 @@ from recurra.server.engine.admission import Admission
 from recurra.server.engine.batch import Batch
 from recurra.server.engine.checkpoints import Checkpoints
 from recurra.server.engine.chunks import PIECE
-from recurra.server.engine.commits import Commits, Flight
+from recurra.server.engine.commits import Commits
+from recurra.server.engine.flight import Flight
 from recurra.server.engine.loader import Loader
 from recurra.server.engine.operation import Block, Rows
 from recurra.server.engine.outbox import Outbox
@@ -84,7 +85,7 @@ class Engine:
             slots, runner, clock, pending=pending, commits=self._commits, checkpoints=checkpoints, metrics=metrics
         )
         self._stepper = Stepper(
-            model, runner, clock, pending=pending, commits=self._commits, outbox=outbox, metrics=metrics
+            model, runner, clock, pending=pending, line=self._commits.line, outbox=outbox, metrics=metrics
         )
         self._stateless = np.arange(limits.slots + 1) == 0  # ready while the store is behind
         self._sequence = 0
@@ -157,7 +158,7 @@ class Engine:
                 while True:
                     await self._turn(tasks)
                     if 0 < self._scheduler.queued < _ENOUGH:  # others had no turn while this batch was run
-                        self._commits.send()
+                        self._commits.line.send()
                         await asyncio.sleep(0)
         finally:
             self._draining = True
@@ -170,7 +171,7 @@ class Engine:
 
     async def _turn(self, tasks: asyncio.TaskGroup) -> None:
         if self._scheduler.queued < _ENOUGH:  # else the next batch begins now, and this is done meanwhile
-            self._commits.send()
+            self._commits.line.send()
         await self._arrive()  # from here to the wait for a wake-up there is no other: none is missed
         cold = self.slots.to_load()
         if len(cold):
@@ -183,13 +184,13 @@ class Engine:
         batch = self._admission.admit(parts) if parts else None
         if batch is not None:
             if self._stepper.long(batch):
-                self._commits.send()
+                self._commits.line.send()
                 self.slots.run_long(batch.slots, running=True)
                 self._long = tasks.create_task(self._step_long(batch), name=f"long chunk for {self.model.name}")
             else:
                 await self._stepper.step(batch)
             return
-        self._commits.send()
+        self._commits.line.send()
         if not parts and not late:
             self._pending.wake.clear()
             await self._pending.wake.wait()
@@ -220,7 +221,7 @@ class Engine:
 
     async def _load(self, slots: Rows) -> None:
         """Read these sessions into their slots; who waits for one that cannot be read is told why."""
-        await self._commits.sent(slots)
+        await self._commits.line.gone(slots)
         self._sequence += 1
         began = self._clock.monotonic()
         for unread, error in await self._loader.load(slots, self._sequence):
@@ -233,7 +234,7 @@ class Engine:
         try:
             await self._stepper.step(batch)
         finally:
-            self._commits.send()
+            self._commits.line.send()
             self._long = None
             self.slots.run_long(batch.slots, running=False)
             self._pending.wake.set()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from recurra.models import Model
 from recurra.server.engine.batch import Batch
 from recurra.server.engine.chunks import PIECE, cuttable, run_long
-from recurra.server.engine.commits import Commits
+from recurra.server.engine.line import Line
 from recurra.server.engine.operation import Kind
 from recurra.server.engine.outbox import Outbox
 from recurra.server.engine.outcome import Outcome
@@ -32,12 +32,12 @@ class Stepper:
         clock: Clock,
         *,
         pending: Pending,
-        commits: Commits,
+        line: Line,
         outbox: Outbox,
         metrics: ModelMetrics,
     ) -> None:
         self._signature, self._runner, self._clock = model.signature, runner, clock
-        self._pending, self._commits, self._outbox, self._metrics = pending, commits, outbox, metrics
+        self._pending, self._line, self._outbox, self._metrics = pending, line, outbox, metrics
         self._cuttable = cuttable(model)
 
     def long(self, batch: Batch) -> bool:
@@ -59,7 +59,7 @@ class Stepper:
         left = np.ones(len(batch), bool)
         try:
             for block in {block for block, _ in batch.parts if block.start}:
-                self._commits.send()
+                self._line.send()
                 block.given = await self._runner.start(block.start) | block.given
                 block.start = []
             began = self._clock.monotonic()
@@ -95,12 +95,12 @@ class Stepper:
         fetch = self._outbox.reads(batch)
         self._metrics.observe_stage("queue", began - batch.head.arrival)
         if self.long(batch):
-            self._commits.send()
+            self._line.send()
             step = await run_long(self._runner, self._signature, batch, states, fetch=fetch)
         else:
             alone = len(self._pending) == len(batch.parts)
             begun = self._runner.run(batch.inputs, states, batch.lengths, fetch=fetch, alone=alone)
-            self._commits.send()
+            self._line.send()
             step = await begun
         running = self._clock.monotonic() - began
         self._metrics.observe_stage("run", running)
