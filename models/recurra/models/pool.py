@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -28,7 +29,7 @@ class Crossed(NamedTuple):
 
 
 class Pool:
-    """Rows of device memory, a state each: `places` of them, FRESH and SCRATCH included.
+    """Rows of device memory, a state each: `places` of them, FRESH and SCRATCH included. From any thread.
 
     Attributes:
         buffers: by dtype, (places, width).
@@ -39,6 +40,7 @@ class Pool:
         self._signature = signature
         self._groups = groups(signature.states)
         self._to_host = self._to_device = 0
+        self._counting = threading.Lock()
         self._reader, self._writer = beside.another(_reader(self._widths())), beside.another(_writer(self._widths()))
         self.buffers = {dtype: beside.buffer((places, width), dtype) for dtype, width in self._widths().items()}
         fresh = [np.ascontiguousarray(spec.fresh).view(np.uint8).reshape(-1) for spec in signature.states]
@@ -69,12 +71,14 @@ class Pool:
             bound.take(f"pool_{dtype.name}", self.buffers[dtype])
             bound.give(f"written_{dtype.name}", self.buffers[dtype])
         bound.run()
-        self._to_device += rows.nbytes
+        with self._counting:
+            self._to_device += rows.nbytes
 
     def _joined(self, parts: Sequence[Array]) -> NDArray[np.uint8]:
         """(N, state_bytes) out of each group's (N, width)."""
         raw = [np.ascontiguousarray(part).view(np.uint8).reshape(len(part), -1) for part in parts]
-        self._to_host += sum(part.nbytes for part in raw)
+        with self._counting:
+            self._to_host += sum(part.nbytes for part in raw)
         if len(raw) == 1:
             return raw[0]
         rows = np.empty((len(raw[0]), self._signature.state_bytes), np.uint8)

@@ -128,7 +128,7 @@ class ModelMetrics:
     def count_conflicts(self, conflicts: int = 1) -> None:
         self._conflicts.inc(conflicts)
 
-    def count_state_bytes(self, to_host: int, to_device: int) -> None:
+    def count_state_bytes(self, *, to_host: int = 0, to_device: int = 0) -> None:
         self._to_host.inc(to_host)
         self._to_device.inc(to_device)
 

@@ -107,3 +107,25 @@ def test_what_nobody_waits_for_any_more_harms_nobody(device):
     asyncio.run(leave())
     gate.set()
     assert asyncio.run(come()) is not here()
+
+
+async def test_nothing_is_copied_while_something_is_run_alone(device):
+    began, gate, loop = threading.Event(), threading.Event(), asyncio.get_running_loop()
+    alone = device.alone("record", lambda: (began.set(), gate.wait()))
+    while not began.is_set():
+        await asyncio.sleep(0)
+    copy = device.copy(loop, here)
+    beside = asyncio.to_thread(device.copy_now, here)
+    waiting = asyncio.ensure_future(beside)
+    await asyncio.to_thread(began.wait)
+    assert not (copy.done() or waiting.done())
+    gate.set()
+    await asyncio.gather(alone, copy, waiting)
+
+
+async def test_a_copy_here_waits_for_no_copy_there(device):
+    gate = threading.Event()
+    there = device.copy(asyncio.get_running_loop(), gate.wait)
+    assert device.copy_now(here) is here()
+    gate.set()
+    assert await there

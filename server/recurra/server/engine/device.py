@@ -69,12 +69,13 @@ class _Thread:
 class Device:
     """Runs one thing at a time: on its thread or, if asked, at once where that is known to be short.
 
-    States are copied there and back meanwhile, one copy at a time, to and from places that no run reads or writes.
+    States are copied there and back meanwhile, to and from places that no run reads or writes: one at a time on a
+    thread of their own, and what cannot wait on the caller's.
     """
 
     def __init__(self, name: str = "device") -> None:
         self._runs, self._copies = _Thread(name), _Thread(f"{name} copies")
-        self._running, self._copying = threading.Lock(), threading.Lock()
+        self._running, self._copying, self._at_once = threading.Lock(), threading.Lock(), threading.Lock()
         self._took: dict[Hashable, float] = {}  # seconds, by what was run
 
     def run(
@@ -96,13 +97,29 @@ class Device:
             answer.set_exception(error)
         return answer
 
-    def copy(self, loop: asyncio.AbstractEventLoop, function: Callable[[*Ts], T], *arguments: *Ts) -> asyncio.Future[T]:
+    def alone(self, what: Hashable, function: Callable[[*Ts], T], *arguments: *Ts) -> asyncio.Future[T]:
+        """As run, and nothing is copied meanwhile."""
+
+        def work() -> T:
+            with self._copying, self._at_once:
+                return function(*arguments)
+
+        return self.run(what, work)
+
+    def copy(
+        self, loop: asyncio.AbstractEventLoop, function: Callable[[*Ts], T], *arguments: *Ts
+    ) -> asyncio.Future[T]:
         """What copies states, and its result, or what it raises: after other copies. From any thread."""
-        return self._copies.ask(loop, self.copy_now, function, *arguments)
+
+        def work() -> T:
+            with self._copying:
+                return function(*arguments)
+
+        return self._copies.ask(loop, work)
 
     def copy_now(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        """What copies states, here, between two copies; its result."""
-        with self._copying:
+        """What copies states, here; its result."""
+        with self._at_once:
             return function(*arguments)
 
     def after_copies(self, function: Callable[[], None]) -> None:

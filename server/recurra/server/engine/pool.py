@@ -137,7 +137,7 @@ class PoolRunner:
         self._places = np.full(slots, FRESH, np.int64)
         self._free = np.arange(FIRST, self.places)  # of which the first so many are
         self._left = len(self._free)
-        self._metrics, self._told = metrics, self._pool.crossed
+        self._metrics = metrics
         self._returned: deque[Places] = deque()  # from any thread
 
     @property
@@ -155,7 +155,7 @@ class PoolRunner:
 
         A recording is of the thread that made it.
         """
-        return self._device.run("record", self._device.copy_now, self._program.record)  # nothing else runs meanwhile
+        return self._device.alone("record", self._program.record)
 
     def gather(self, slots: Array, given: Sequence[Given] = ()) -> PoolStates:
         places = self._places[slots]
@@ -237,18 +237,14 @@ class PoolRunner:
     def _read(self, places: Places, lease: Lease | None = None) -> Rows:
         del lease
         rows = self._pool.read(places)
-        self._tell()
+        if self._metrics:
+            self._metrics.count_state_bytes(to_host=rows.nbytes)
         return rows
 
     def _write(self, places: Places, rows: Rows) -> None:
         self._pool.write(places, rows)
-        self._tell()
-
-    def _tell(self) -> None:
-        """Count what crossed since the last time; between two copies."""
-        before, self._told = self._told, self._pool.crossed
-        if self._metrics and before != self._told:
-            self._metrics.count_state_bytes(*np.subtract(self._told, before).tolist())
+        if self._metrics:
+            self._metrics.count_state_bytes(to_device=rows.nbytes)
 
     def _put(self, rows: Rows) -> PoolStates:
         """States from the host, at places of their own."""
