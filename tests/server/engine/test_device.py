@@ -111,16 +111,17 @@ def test_what_nobody_waits_for_any_more_harms_nobody(device):
 
 async def test_nothing_is_copied_while_something_is_run_alone(device):
     began, gate, loop = threading.Event(), threading.Event(), asyncio.get_running_loop()
-    alone = device.alone("record", lambda: (began.set(), gate.wait()))
-    while not began.is_set():
-        await asyncio.sleep(0)
-    copy = device.copy(loop, here)
-    beside = asyncio.to_thread(device.copy_now, here)
-    waiting = asyncio.ensure_future(beside)
+    alone = device.alone("record", lambda: began.set() or gate.wait())
     await asyncio.to_thread(began.wait)
-    assert not (copy.done() or waiting.done())
+    told = []
+    copies = [device.copy(loop, told.append, "there"), asyncio.to_thread(device.copy_now, told.append, "here")]
+    alone.add_done_callback(lambda _: told.append("alone"))
+    together = asyncio.gather(alone, *copies)
+    await asyncio.to_thread(threading.Event().wait, 0.01)  # they have begun, most likely
+    assert told == []
     gate.set()
-    await asyncio.gather(alone, copy, waiting)
+    await together
+    assert sorted(told) == ["alone", "here", "there"]
 
 
 async def test_a_copy_here_waits_for_no_copy_there(device):
