@@ -110,17 +110,17 @@ def test_what_nobody_waits_for_any_more_harms_nobody(device):
 
 
 async def test_nothing_is_copied_while_something_is_run_alone(device):
+    told: list[str] = []
     began, gate, loop = threading.Event(), threading.Event(), asyncio.get_running_loop()
-    alone = device.alone("record", lambda: began.set() or gate.wait())
+    alone = device.alone("record", lambda: (began.set(), gate.wait(), told.append("alone")))
     await asyncio.to_thread(began.wait)
-    told = []
-    copies = [device.copy(loop, told.append, "there"), asyncio.to_thread(device.copy_now, told.append, "here")]
-    alone.add_done_callback(lambda _: told.append("alone"))
-    together = asyncio.gather(alone, *copies)
-    await asyncio.to_thread(threading.Event().wait, 0.01)  # they have begun, most likely
-    assert told == []
+    there = device.copy(loop, told.append, "there")
+    at_once = asyncio.create_task(asyncio.to_thread(device.copy_now, told.append, "here"))
+    for _ in range(20):  # ways to other threads and back: both would be done by then
+        await asyncio.to_thread(int)
     gate.set()
-    await together
+    await asyncio.gather(alone, there, at_once)
+    assert told[0] == "alone"
     assert sorted(told) == ["alone", "here", "there"]
 
 
