@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ctypes
+import importlib.util
 import json
 import os
 import re
@@ -18,11 +19,14 @@ import sys
 import tempfile
 import time
 import urllib.request
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -53,7 +57,7 @@ def main() -> int:
     cases, counts = _plan(options)
     plan = len(cases) * len(counts) * (4 + 2 * 2)
     seconds = 0.5 if options.quick else max(1.0, 60 * options.minutes / plan)
-    rows: list[Row] = []
+    found = Found(_machine(options.provider))
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         repository = models.repository(scratch / "models", **{name: case.build() for name, case in cases.items()})
@@ -61,41 +65,52 @@ def main() -> int:
             (repository / name / "model.toml").write_text(f"max_batch = {case.max_batch}\n")
         for name, case in cases.items():
             for count in counts:
-                rows += _alone(repository / name, case, count, options.provider, seconds)
+                _alone(found, repository / name, case, count, provider=options.provider, seconds=seconds)
         for graphs in ("off", "on") if options.provider == "cuda" else ("off",):
-            rows += asyncio.run(_served(options, repository, graphs, seconds))
-    machine = _machine(options.provider)
-    _OUT.parent.mkdir(exist_ok=True)
-    _OUT.write_text(json.dumps({"machine": machine, "found": rows}, indent=1) + "\n")
-    _print(machine, rows)
+            asyncio.run(_served(found, options, repository, graphs, seconds))
+    _print(found)
     return 0
 
 
-def _alone(folder: Path, case: Case, count: int, provider: str, seconds: float) -> list[Row]:
-    batch = min(count, case.max_batch)
-    model = load(folder, provider=provider)
-    found = [("raw", alone.raw(model, batch, seconds), "")]
-    found.append(("pool, no service", *alone.pooled(model, batch, seconds)))
+class Found:
+    """What was measured, kept after each: one that fails has its reason for a remark, and the others are measured."""
+
+    def __init__(self, machine: str) -> None:
+        self.machine, self.rows = machine, list[Row]()
+
+    @contextmanager
+    def row(self, case: Case, sessions: int, kind: str, remark: str = "") -> Iterator[Row]:
+        """To be given its "rate", timesteps a second."""
+        row: Row = {"model": case.title, "sessions": sessions, "kind": kind, "rate": 0.0, "remark": remark}
+        try:
+            yield row
+        except Exception as error:  # noqa: BLE001 # whatever it is, it is told
+            row["remark"] = f"failed: {str(error).strip().partition(chr(10))[0][:200]}"
+        self.rows.append(row)
+        _OUT.parent.mkdir(exist_ok=True)
+        _OUT.write_text(json.dumps({"machine": self.machine, "found": self.rows}, indent=1) + "\n")
+        sys.stdout.write(f"{case.title}, {sessions}, {kind}: {row['rate']:,.0f} {row['remark']}\n")
+        sys.stdout.flush()
+
+
+def _alone(found: Found, folder: Path, case: Case, count: int, *, provider: str, seconds: float) -> None:
+    batch, model = min(count, case.max_batch), cache(partial(load, folder, provider=provider))
+    at = f"batch {batch}"
+    with found.row(case, count, "raw", at) as row:
+        row["rate"] = alone.raw(model(), batch, seconds)
+    with found.row(case, count, "pool, no service", at) as row:
+        row["rate"], _ = alone.pooled(model(), batch, seconds)
     if provider == "cuda":
-        found.append(("pool, no service, CUDA graphs", *alone.pooled(model, batch, seconds, record=True)))
-    peer = alone.eager(case, batch, seconds)
-    if peer is not None:
-        found.append(("PyTorch, a dict of states", peer, ""))
-    return [
-        {
-            "model": case.title,
-            "sessions": count,
-            "kind": kind,
-            "rate": rate,
-            "remark": f"batch {batch} {remark}".strip(),
-        }
-        for kind, rate, remark in found
-    ]
+        with found.row(case, count, "pool, no service, CUDA graphs", at) as row:
+            row["rate"], why = alone.pooled(model(), batch, seconds, record=True)
+            row["remark"] = f"{at} {why}".strip()
+    if importlib.util.find_spec("torch") is not None:
+        with found.row(case, count, "PyTorch, a dict of states", at) as row:
+            row["rate"] = alone.eager(case, batch, seconds)
 
 
-async def _served(options: argparse.Namespace, repository: Path, graphs: str, seconds: float) -> list[Row]:
+async def _served(found: Found, options: argparse.Namespace, repository: Path, graphs: str, seconds: float) -> None:
     """Frames of all sessions, two in flight, on a server and a store of their own."""
-    found: list[Row] = []
     cases, counts = _plan(options)
     folder, metrics = repository.parent, _free_address()
     with ExitStack() as stack:
@@ -104,11 +119,12 @@ async def _served(options: argparse.Namespace, repository: Path, graphs: str, se
         flags += ["--cache", str(folder / "cache"), "--slots", "4096", "--state-memory-bytes", _MEMORY]
         address, _ = stack.enter_context(processes.server(repository, url, *flags))
         for (name, case), count, durability in product(cases.items(), counts, ("checkpointed", "committed")):
-            async with Sessions(address, names(count), model=name, shape=case.shape, durability=durability) as sessions:
-                kind = f"frames, {durability}" + (", CUDA graphs" if graphs == "on" else "")
-                measured = await _frames(sessions, metrics, seconds)
-                found.append({"model": case.title, "sessions": count, "kind": kind, "remark": ""} | measured)
-    return found
+            kind = f"frames, {durability}" + (", CUDA graphs" if graphs == "on" else "")
+            with found.row(case, count, kind) as row:
+                async with Sessions(
+                    address, names(count), model=name, shape=case.shape, durability=durability
+                ) as sessions:
+                    row.update(await _frames(sessions, metrics, seconds))
 
 
 async def _frames(sessions: Sessions, metrics: str, seconds: float) -> Row:
@@ -159,11 +175,11 @@ def _device() -> str:
     return f"{name.value.decode()}, {size.value / (1 << 30):.0f} GiB, {cuda}"
 
 
-def _print(machine: str, rows: list[Row]) -> None:
-    raw = {(row["model"], row["sessions"]): row["rate"] for row in rows if row["kind"] == "raw"}
-    table = Table("model", "sessions", "", "timesteps/s", "x raw", "state bytes a timestep", "", title=machine)
-    for row in sorted(rows, key=lambda row: (row["model"], row["sessions"])):
-        share = row["rate"] / raw[row["model"], row["sessions"]]
+def _print(found: Found) -> None:
+    raw = {(row["model"], row["sessions"]): row["rate"] for row in found.rows if row["kind"] == "raw"}
+    table = Table("model", "sessions", "", "timesteps/s", "x raw", "state bytes a timestep", "", title=found.machine)
+    for row in sorted(found.rows, key=lambda row: (row["model"], row["sessions"])):
+        share = row["rate"] / (raw[row["model"], row["sessions"]] or np.nan)
         moved = f"{row['state_bytes']:,.0f}" if "state_bytes" in row else ""
         cells = row["model"], str(row["sessions"]), row["kind"], f"{row['rate']:,.0f}", f"{share:.2f}", moved
         table.add_row(*cells, row["remark"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable
 from typing import Any
@@ -62,10 +61,8 @@ def pooled(model: Model, batch: int, seconds: float, *, record: bool = False) ->
     return 2 * batch * _rate(both, seconds), failure
 
 
-def eager(case: Case, batch: int, seconds: float) -> float | None:
-    """Timesteps a second of PyTorch with a dict of each session's states; None where there is no PyTorch."""
-    if importlib.util.find_spec("torch") is None:
-        return None
+def eager(case: Case, batch: int, seconds: float) -> float:
+    """Timesteps a second of PyTorch with a dict of each session's states."""
     import torch  # noqa: PLC0415 # where there is one
 
     where = "cuda" if torch.cuda.is_available() else "cpu"
