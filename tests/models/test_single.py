@@ -121,3 +121,43 @@ def test_a_reshape_that_takes_sizes_as_they_are_is_left_alone():
     x = np.ones((2, 1, 3), np.float32)
     assert ops(model)["Shape"] == 1
     np.testing.assert_array_equal(graphs.run(model, {"x": x})[0], x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers"),
+    [
+        ("float", "a = Add (b, one) c = Sub (a, b) k = Identity (c)"),  # the sum is rounded
+        ("int64", "a = Mul (b, b) c = Mul (a, b) k = Cast <to = 1> (c)"),  # the product wraps around
+        ("int64", "a = Mul (b, b) c = Cast <to = 6> (a) k = Cast <to = 1> (c)"),
+    ],
+)
+def test_numbers_that_their_type_has_not_are_not_known(kind: str, numbers: str):
+    text = f"""
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, T, 3] x) => (float[A, B, C] y) <{kind} b = {{16777216}}, {kind} one = {{1}}>
+    {{
+        {numbers}
+        y = Add (x, k)
+    }}
+    """
+    model = onnx.parser.parse_model(text)
+    x = np.ones((2, 1, 3), np.float32)
+    expected = graphs.run(model, {"x": x})
+    single(model, {"x": 1})
+    np.testing.assert_array_equal(graphs.run(model, {"x": x})[0], expected[0])
+
+
+def test_a_size_that_is_declared_as_less_than_none_may_be_any():
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, T, 3] x) => (float[A] y) <int64[1] zero = {0}, int64[1] one = {1}, float two = {2}>
+    {
+        sizes = Shape (x)
+        rows = Slice (sizes, zero, one)
+        y = Expand (two, rows)
+    }
+    """
+    model = onnx.parser.parse_model(text)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    single(model, {"x": 1})
+    assert graphs.run(model, {"x": np.ones((2, 1, 3), np.float32)})[0].tolist() == [2, 2]

@@ -199,6 +199,25 @@ def test_a_counted_loop_is_the_same_as_a_scan(name: str):
             np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["a0 = Mul (zero, zero)", *(f"a{i + 1} = Add (a{i}, a{i})" for i in range(60)), "trips = Add (time, a60)"],
+        ["a0 = Identity (time)", *(f"a{i + 1} = Add (a{i}, zero)" for i in range(3000)), "trips = Identity (a3000)"],
+        ["a0 = Mul (two, two)", *(f"a{i + 1} = Mul (a{i}, a{i})" for i in range(60)), "trips = Add (time, a60)"],
+    ],
+)
+def test_sizes_made_in_very_many_steps_take_no_time(more: list[str]):
+    model = parsed([("h_new, y = Loop (time,", "\n".join([*more, "h_new, y = Loop (trips,"]))])
+    assert unlooped.rewrite(model, {"h": "h_new"}) in (0, 1)
+
+
+def test_a_condition_made_of_itself_again_and_again_takes_no_time():
+    both = "\n".join(f"c{i + 1} = And (c{i}, c{i})" for i in range(60))
+    model = parsed([("on = Identity (going)", f"c0 = Identity (going)\n{both}\non = Identity (c60)")])
+    assert unlooped.rewrite(model, {"h": "h_new"}) == 1
+
+
 @pytest.mark.parametrize("name", LOOPS_STILL)
 def test_a_loop_that_is_not_sure_to_be_counted_stays_one(name: str):
     model = parsed(LOOPS_STILL[name])
