@@ -81,6 +81,12 @@ COUNTED: dict[str, Changes] = {
         ("on = Less (next, time)", "a = Less (next, time)\n b = Less (turn, time)\n on = And (a, b)"),
     ],
     "condition as it came is read": [("out = Neg (after)", "add = Cast <to = 1> (going)\n out = Add (after, add)")],
+    "condition as it came, of rank 1, is given out": [
+        ("out = Neg (after)", "out = Cast <to = 1> (going)"),
+        ("bool yes = ", "bool[1] yes = "),
+        ("bool going, ", "bool[1] going, "),
+        ("(float[A, B, C] y, ", "(float[A, B] y, "),
+    ],
     "number of the iteration is read": [
         ("out = Neg (after)", "f = Cast <to = 1> (turn)\n out = Add (after, f)"),
     ],

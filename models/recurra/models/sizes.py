@@ -47,8 +47,9 @@ def types(model: ModelProto) -> dict[str, TypeProto]:
     """Types and sizes of all values at any depth that have a name of their own, inferred; what is declared of values
     that are computed is not believed.
     """
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    graph, weights = model.graph, map(_light, model.graph.initializer)
+    copy.graph.CopyFrom(helper.make_graph(graph.node, graph.name, graph.input, graph.output, [*weights]))
     for value in data_inputs(copy.graph):
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.dim_value <= 0 and not dim.dim_param:
@@ -84,14 +85,21 @@ def size(dim: int | str | None) -> Number | None:
 def _forget(graph: GraphProto) -> None:
     """Forgets what is declared of computed values, and what weights are."""
     del graph.value_info[:]
-    for tensor in graph.initializer:
-        if prod(tensor.dims) > _MOST:
-            tensor.CopyFrom(TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims))
+    tensors = list(map(_light, graph.initializer))
+    del graph.initializer[:]
+    graph.initializer.extend(tensors)
     for node in graph.node:
         for body in subgraphs(node):
             for value in chain(body.output, body.input if node.op_type == "Loop" else ()):
                 value.type.tensor_type.ClearField("shape")
             _forget(body)
+
+
+def _light(tensor: TensorProto) -> TensorProto:
+    """A constant, if it may be sizes, else one that is nothing but as large."""
+    if prod(tensor.dims) <= _MOST:
+        return tensor
+    return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
 
 
 def _lend(graph: GraphProto, outer: Mapping[str, TensorProto]) -> None:
