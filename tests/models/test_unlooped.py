@@ -119,6 +119,7 @@ COUNTED: dict[str, Changes] = {
     ],
     "list": [*LIST, STACK],
     "list, stacked twice": [*LIST, TWICE],
+    "batch and time of one name": [("float[N, T, 3] x", "float[T, T, 3] x")],
     "time of a fixed size": [("float[N, T, 3] x", "float[N, 5, 3] x")],
 }
 
@@ -134,6 +135,10 @@ LOOPS_STILL: dict[str, Changes] = {
         ),
     ],
     "one timestep less": [("Loop (time,", "Loop (less,"), ("h_new, y", "less = Sub (time, one)\n h_new, y")],
+    "batch and time of one name, and rows are read": [
+        ("float[N, T, 3] x, float[N, 3] h", "float[T, T, 3] x, float[T, 3] h"),
+        ("Gather <axis = 1> (x, turn)", "Gather <axis = 0> (x, turn)"),
+    ],
     "half as many": [("Loop (time,", "Loop (less,"), ("h_new, y", "less = Div (time, two)\n h_new, y")],
     "a fixed number": [("Loop (time,", "Loop (two,")],
     "trip count of data": [

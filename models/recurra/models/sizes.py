@@ -51,8 +51,10 @@ def types(model: ModelProto) -> dict[str, TypeProto]:
     graph, weights = model.graph, map(_light, model.graph.initializer)
     copy.graph.CopyFrom(helper.make_graph(graph.node, graph.name, graph.input, graph.output, [*weights]))
     for value in data_inputs(copy.graph):
+        names = Counter(dim.dim_param for dim in value.type.tensor_type.shape.dim)
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if dim.dim_value <= 0 and not dim.dim_param:
+            # Some exporters call all sizes that may be any alike.
+            if names[dim.dim_param] > 1 if dim.dim_param else dim.dim_value <= 0:
                 dim.dim_param = f"{value.name}/{axis}"
     _forget(copy.graph)
     for value in copy.graph.output:
