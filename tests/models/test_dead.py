@@ -110,6 +110,7 @@ AMONG = """
         ("e = Equal (k, k) c = Not (e) k2 = Neg (k)", "Identity"),
         (AMONG, "Neg"),
         ("m = ReduceMax <keepdims = 0> (x) c = Cast <to = 9> (m)", "If"),
+        ("c = Constant <value = bool[0] {}> ()", "If"),
         ("r = RandomUniform <shape = [1]> () m = ReduceMax <keepdims = 0> (r) c = Cast <to = 9> (m)", "If"),
     ],
 )
@@ -119,3 +120,16 @@ def test_a_branch_whose_condition_is_made_of_constants_is_settled(condition: str
     bury(built.graph)
     assert (ops(built)["If"] == 1) == (left == "If")
     assert ops(built)[left]
+
+
+def test_very_many_branches_take_no_time():
+    branches_ = " ".join(f"x{i + 1} = {IF.strip()[4:]}".replace("(x)", f"(x{i})") for i in range(1000))
+    no, yes = (
+        branches_.replace("(c)", "(unknown)", 500),
+        "k = Constant <value = float {0}> () c = Constant <value = bool {1}> ()",
+    )
+    built = model(
+        f"{yes} x0 = Identity (x) m = ReduceMax <keepdims = 0> (x) unknown = Cast <to = 9> (m) {no} y = Neg (x1000)"
+    )
+    branches.settle(built)
+    assert ops(built)["If"] == 500

@@ -121,3 +121,84 @@ def test_a_reshape_that_takes_sizes_as_they_are_is_left_alone():
     x = np.ones((2, 1, 3), np.float32)
     assert ops(model)["Shape"] == 1
     np.testing.assert_array_equal(graphs.run(model, {"x": x})[0], x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers"),
+    [
+        ("float", "a = Add (b, one) c = Sub (a, b) k = Identity (c)"),  # the sum is rounded
+        ("int64", "a = Mul (b, b) c = Mul (a, b) k = Cast <to = 1> (c)"),  # the product wraps around
+        ("int64", "a = Mul (b, b) c = Cast <to = 6> (a) k = Cast <to = 1> (c)"),
+    ],
+)
+def test_numbers_that_their_type_has_not_are_not_known(kind: str, numbers: str):
+    text = f"""
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, T, 3] x) => (float[A, B, C] y) <{kind} b = {{16777216}}, {kind} one = {{1}}>
+    {{
+        {numbers}
+        y = Add (x, k)
+    }}
+    """
+    model = onnx.parser.parse_model(text)
+    x = np.ones((2, 1, 3), np.float32)
+    expected = graphs.run(model, {"x": x})
+    single(model, {"x": 1})
+    np.testing.assert_array_equal(graphs.run(model, {"x": x})[0], expected[0])
+
+
+def test_a_size_that_is_declared_as_less_than_none_may_be_any():
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, T, 3] x) => (float[A] y) <int64[1] zero = {0}, int64[1] one = {1}, float two = {2}>
+    {
+        sizes = Shape (x)
+        rows = Slice (sizes, zero, one)
+        y = Expand (two, rows)
+    }
+    """
+    model = onnx.parser.parse_model(text)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    single(model, {"x": 1})
+    assert graphs.run(model, {"x": np.ones((2, 1, 3), np.float32)})[0].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("left_out", [["y"], ["y", "h"]])
+def test_outputs_that_are_left_out_stay_so(left_out: list[str]):
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[T, N, 3] x, float[1, N, 2] h0, float[1, N, 2] c0) => (float[1, N, 2] end)
+        <float[3] w3 = {0.1, 0.2, 0.3}, int64[3] wide = {1, 8, 3}, int64[3] high = {1, 8, 2}, float half = {0.5}>
+    {
+        w = Expand (w3, wide)
+        r = Expand (half, high)
+        y, h, c = LSTM <hidden_size = 2> (x, w, r, , , h0, c0)
+        end = Neg (c)
+    }
+    """
+    model = onnx.parser.parse_model(text)
+    lstm = next(node for node in model.graph.node if node.op_type == "LSTM")
+    lstm.output[:] = ["" if name in left_out else name for name in lstm.output]
+    feed = {"x": np.ones((1, 2, 3), np.float32), **dict.fromkeys(["h0", "c0"], np.ones((1, 2, 2), np.float32))}
+    expected = graphs.run(model, feed)[0]
+    single(model, {"x": 0})
+    np.testing.assert_array_equal(graphs.run(model, feed)[0], expected)
+
+
+def test_sizes_whose_type_is_not_known_are_left_as_they_are():
+    """Of what bodies have, too, by the same name, no type is known."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, T, 3] x, bool c) => (float[A, B, C] y) <int64[1] one = {1}, int64[1] three = {3}>
+    {
+        size = Concat <axis = 0> (one, three)
+        t = If (c) <then_branch = a () => (float[A, B, C] t1) { inner = Concat <axis = 0> (one, three)
+            t1 = Expand (x, inner) }, else_branch = b () => (float[A, B, C] t2) { t2 = Abs (x) }>
+        y = Expand (t, size)
+    }
+    """
+    model = onnx.parser.parse_model(text)
+    branch = model.graph.node[1].attribute[0].g
+    branch.node[0].output[0] = branch.node[1].input[1] = "size"
+    single(model, {"x": 1})
+    assert ops(model)["Concat"] == 2

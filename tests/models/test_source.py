@@ -93,3 +93,19 @@ def test_external_data_that_is_missing_or_short_is_refused(tmp_path: Path):
     weights.unlink()
     with pytest.raises(ModelRefused, match=r"cannot be read from 'weights\.bin'"):
         load(folder, provider="cpu")
+
+
+def test_nodes_in_any_order_are_served(tmp_path: Path):
+    built = graphs.lstm()
+    nodes = [*built.graph.node][::-1]
+    del built.graph.node[:]
+    built.graph.node.extend(nodes)
+    for made_for in ("cpu", "cuda"):
+        assert load(graphs.write(built, tmp_path), provider="cpu", made_for=made_for).signature.states
+
+
+def test_nodes_that_read_from_each_other_are_refused(tmp_path: Path):
+    circle = [helper.make_node("Identity", ["b"], ["a"]), helper.make_node("Identity", ["a"], ["b"])]
+    built = graphs.lstm_with([helper.make_node("Neg", ["mid"], ["y"]), *circle])
+    with pytest.raises(ModelRefused, match="read from each other in a circle"):
+        load(graphs.write(built, tmp_path), provider="cpu")

@@ -81,6 +81,12 @@ COUNTED: dict[str, Changes] = {
         ("on = Less (next, time)", "a = Less (next, time)\n b = Less (turn, time)\n on = And (a, b)"),
     ],
     "condition as it came is read": [("out = Neg (after)", "add = Cast <to = 1> (going)\n out = Add (after, add)")],
+    "condition as it came, of rank 1, is given out": [
+        ("out = Neg (after)", "out = Cast <to = 1> (going)"),
+        ("bool yes = ", "bool[1] yes = "),
+        ("bool going, ", "bool[1] going, "),
+        ("(float[A, B, C] y, ", "(float[A, B] y, "),
+    ],
     "number of the iteration is read": [
         ("out = Neg (after)", "f = Cast <to = 1> (turn)\n out = Add (after, f)"),
     ],
@@ -113,6 +119,7 @@ COUNTED: dict[str, Changes] = {
     ],
     "list": [*LIST, STACK],
     "list, stacked twice": [*LIST, TWICE],
+    "batch and time of one name": [("float[N, T, 3] x", "float[T, T, 3] x")],
     "time of a fixed size": [("float[N, T, 3] x", "float[N, 5, 3] x")],
 }
 
@@ -128,6 +135,10 @@ LOOPS_STILL: dict[str, Changes] = {
         ),
     ],
     "one timestep less": [("Loop (time,", "Loop (less,"), ("h_new, y", "less = Sub (time, one)\n h_new, y")],
+    "batch and time of one name, and rows are read": [
+        ("float[N, T, 3] x, float[N, 3] h", "float[T, T, 3] x, float[T, 3] h"),
+        ("Gather <axis = 1> (x, turn)", "Gather <axis = 0> (x, turn)"),
+    ],
     "half as many": [("Loop (time,", "Loop (less,"), ("h_new, y", "less = Div (time, two)\n h_new, y")],
     "a fixed number": [("Loop (time,", "Loop (two,")],
     "trip count of data": [
@@ -197,6 +208,25 @@ def test_a_counted_loop_is_the_same_as_a_scan(name: str):
         }
         for found, expected in zip(graphs.run(scan, feed), graphs.run(model, feed), strict=True):
             np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["a0 = Mul (zero, zero)", *(f"a{i + 1} = Add (a{i}, a{i})" for i in range(60)), "trips = Add (time, a60)"],
+        ["a0 = Identity (time)", *(f"a{i + 1} = Add (a{i}, zero)" for i in range(3000)), "trips = Identity (a3000)"],
+        ["a0 = Mul (two, two)", *(f"a{i + 1} = Mul (a{i}, a{i})" for i in range(60)), "trips = Add (time, a60)"],
+    ],
+)
+def test_sizes_made_in_very_many_steps_take_no_time(more: list[str]):
+    model = parsed([("h_new, y = Loop (time,", "\n".join([*more, "h_new, y = Loop (trips,"]))])
+    assert unlooped.rewrite(model, {"h": "h_new"}) in (0, 1)
+
+
+def test_a_condition_made_of_itself_again_and_again_takes_no_time():
+    both = "\n".join(f"c{i + 1} = And (c{i}, c{i})" for i in range(60))
+    model = parsed([("on = Identity (going)", f"c0 = Identity (going)\n{both}\non = Identity (c60)")])
+    assert unlooped.rewrite(model, {"h": "h_new"}) == 1
 
 
 @pytest.mark.parametrize("name", LOOPS_STILL)

@@ -19,6 +19,13 @@ _LESS: Final = ("Less", "LessOrEqual")
 _MORE: Final = ("Greater", "GreaterOrEqual")
 
 
+class Bound(NamedTuple):
+    """Two numbers of which the first must be less than the second."""
+
+    before: Number
+    end: Number
+
+
 class Read(NamedTuple):
     """What an iteration takes of a sequence: the node that does, the sequence outside, and the axis of time."""
 
@@ -90,23 +97,34 @@ class _Reader:
         ends = (limit.size and not limit.plus) or 0 < limit.plus < _FOREVER
         return limit if begins and lasts and ends else None
 
-    def _bounds(self, name: str, sizes: Sizes) -> list[tuple[Number, Number]] | None:
-        """The numbers of which the first must be less than the second for a condition to hold; None: it needs more."""
+    def _bounds(self, name: str, sizes: Sizes) -> list[Bound] | None:
+        """What must hold for a condition to hold; None: it needs more."""
+        found, names = [], [name]
+        for each in names:  # which grow
+            node = sizes.maker(each)
+            if sizes.fixed(each) is None and node is not None and node.op_type == "And":
+                names += [one for one in dict.fromkeys(node.input) if one not in names]
+                continue
+            bounds = self._bound(each, sizes)
+            if bounds is None:
+                return None
+            found += bounds
+        return found
+
+    def _bound(self, name: str, sizes: Sizes) -> list[Bound] | None:
+        """The same of a condition that is not put together."""
         fixed = sizes.fixed(name)
         if fixed is not None:
             return [] if fixed.all() else None
         if sizes is self._inside and plain(self._body, name) == self._going:  # it went on until now
             return []
         node = sizes.maker(name)
-        if node is not None and node.op_type == "And":
-            one, other = (self._bounds(each, sizes) for each in node.input)
-            return None if one is None or other is None else one + other
         if node is None or node.op_type not in _LESS + _MORE:
             return None
         before, end = [sizes.number(each) for each in node.input][:: 1 if node.op_type in _LESS else -1]
         if before is None or end is None or before.size or end.turns:
             return None
-        return [(before, end._replace(plus=end.plus + node.op_type.endswith("Equal")))]
+        return [Bound(before, end._replace(plus=end.plus + node.op_type.endswith("Equal")))]
 
     def reads(self, timesteps: Number) -> list[Read]:
         """Of all sequences that are so long, by the number of the iteration."""

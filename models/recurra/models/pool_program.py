@@ -97,19 +97,24 @@ class PoolProgram:
         reason = self._varying()
         if reason:
             return reason
+        try:
+            reason = self._try_to_record()
+        except _FAILURES as error:
+            reason = f"the runtime does not record it: {error}"
+        except Exception as error:  # noqa: BLE001 # as in load_file: a file may be wrong in ways nobody thought of
+            reason = f"its graph for single timesteps cannot be made: {type(error).__name__}: {error}"
+        if reason:
+            self._recorded.clear()
+        return reason
+
+    def _try_to_record(self) -> str:
         model = onnx.load_model_from_string(self._form.model)
         single(model, self._times())
         reason = self._left(model)
         if reason:
             return reason
-        try:
-            self._record_all(self._program.session.another(model.SerializeToString(), cuda_graphs=True))
-            reason = "" if self._is_played_right() else "a timestep that is played differs from one that is run"
-        except _FAILURES as error:
-            reason = f"the runtime does not record it: {error}"
-        if reason:
-            self._recorded.clear()
-        return reason
+        self._record_all(self._program.session.another(model.SerializeToString(), cuda_graphs=True))
+        return "" if self._is_played_right() else "a timestep that is played differs from one that is run"
 
     def _record_all(self, session: Session) -> None:
         specs, ones = self._program.layout.signature().inputs, {True: (1,), False: ()}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TypeProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
 from recurra.models.carried import body_of
 from recurra.models.dead import bury
@@ -33,24 +33,27 @@ def single(model: ModelProto, axes: Mapping[str, int]) -> None:
             value.type.tensor_type.shape.dim[axes[value.name]].dim_value = 1
     opset = next((entry.version for entry in model.opset_import if entry.domain in STANDARD), 0)
     taken = all_names(model.graph)
-    while _wrote_one(model, opset, taken):
+    while _wrote(model, opset, taken):
         pass
     _fold(model)
     bury(model.graph)
 
 
-def _wrote_one(model: ModelProto, opset: int, taken: set[str]) -> bool:
-    graph, kinds = model.graph, dict[str, TypeProto]()
-    for index, node in enumerate(graph.node):
+def _wrote(model: ModelProto, opset: int, taken: set[str]) -> bool:
+    """Writes out all Scans over one timestep but those in bodies; whether there was one."""
+    graph, kinds, nodes, wrote = model.graph, dict[str, TypeProto](), list[NodeProto](), False
+    for node in graph.node:
         if node.op_type == "Scan" and node.domain in STANDARD:
             kinds = kinds or types(model)
             if _is_single(node, kinds):
-                nodes = _written(graph, node, opset, taken)
-                del graph.node[index]
-                for each in reversed(nodes):
-                    graph.node.insert(index, each)
-                return True
-    return False
+                nodes += _written(graph, node, opset, taken)
+                wrote = True
+                continue
+        nodes.append(node)
+    if wrote:
+        del graph.node[:]
+        graph.node.extend(nodes)
+    return wrote
 
 
 def _axes(scan: NodeProto, what: str, count: int) -> list[int]:
@@ -95,22 +98,28 @@ def _fold(model: ModelProto) -> None:
     sizes, taken = Sizes([graph], kinds), all_names(graph)
     changed = []  # after all are read
     for node in graph.node:
-        kind = kinds.get(node.output[0], TypeProto()).tensor_type
         if node.op_type == "Reshape":
             shape = _shape(sizes.whole(node.input[1]))
             if shape:
                 name = unused(f"{node.output[0]}/shape", taken)
                 graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), name))
                 node.input[1] = name
-        elif node.op_type != "Constant" and (known := sizes.numbers(node.output[0])) is not None:
-            array = np.array(known, helper.tensor_dtype_to_np_dtype(kind.elem_type))
-            array = array.reshape([-1] * len(kind.shape.dim))
-            value = numpy_helper.from_array(array)
+        elif node.op_type != "Constant" and (value := _known(node.output[0], sizes, kinds)) is not None:
             changed.append((node, helper.make_node("Constant", [], [node.output[0]], value=value)))
         elif node.op_type == "ReverseSequence" and _is_one(kinds.get(node.input[0]), attribute(node, "time_axis", 0)):
             changed.append((node, helper.make_node("Identity", node.input[:1], node.output)))
     for node, other in changed:
         node.CopyFrom(other)
+
+
+def _known(name: str, sizes: Sizes, kinds: Mapping[str, TypeProto]) -> TensorProto | None:
+    """A value, if that and its type are known; an output that is left out has none."""
+    whole, kind = sizes.whole(name), kinds.get(name, TypeProto()).tensor_type.elem_type
+    numbers = sizes.numbers(name)
+    if not name or not kind or whole is None or numbers is None:
+        return None
+    array = np.array(numbers, helper.tensor_dtype_to_np_dtype(kind))
+    return numpy_helper.from_array(array.reshape([-1] * whole.rank))
 
 
 def _shape(whole: Whole | None) -> list[int] | None:

@@ -6,7 +6,7 @@ Sizes are those of ONNX's own shape inference: a number, or a name where it may 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from math import prod
 from typing import Final, NamedTuple
@@ -18,7 +18,14 @@ from onnx.shape_inference import InferenceError, infer_shapes
 from recurra.models.graph import STANDARD, attribute, constants, data_inputs, subgraphs
 
 _MOST: Final = 64  # elements of a constant that may be sizes
-_EXACT: Final = (TensorProto.INT32, TensorProto.INT64, TensorProto.FLOAT, TensorProto.DOUBLE)
+_DEEPEST: Final = 64  # nodes between what is asked for and what is known
+# Up to where a type has all whole numbers.
+_EXACT: Final[Mapping[int, int]] = {
+    TensorProto.INT32: 2**31 - 1,
+    TensorProto.INT64: 2**63 - 1,
+    TensorProto.FLOAT: 2**24,
+    TensorProto.DOUBLE: 2**53,
+}
 
 
 class Number(NamedTuple):
@@ -40,11 +47,14 @@ def types(model: ModelProto) -> dict[str, TypeProto]:
     """Types and sizes of all values at any depth that have a name of their own, inferred; what is declared of values
     that are computed is not believed.
     """
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    graph, weights = model.graph, map(_light, model.graph.initializer)
+    copy.graph.CopyFrom(helper.make_graph(graph.node, graph.name, graph.input, graph.output, [*weights]))
     for value in data_inputs(copy.graph):
+        names = Counter(dim.dim_param for dim in value.type.tensor_type.shape.dim)
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if not dim.dim_value and not dim.dim_param:
+            # Some exporters call all sizes that may be any alike.
+            if names[dim.dim_param] > 1 if dim.dim_param else dim.dim_value <= 0:
                 dim.dim_param = f"{value.name}/{axis}"
     _forget(copy.graph)
     for value in copy.graph.output:
@@ -77,14 +87,21 @@ def size(dim: int | str | None) -> Number | None:
 def _forget(graph: GraphProto) -> None:
     """Forgets what is declared of computed values, and what weights are."""
     del graph.value_info[:]
-    for tensor in graph.initializer:
-        if prod(tensor.dims) > _MOST:
-            tensor.CopyFrom(TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims))
+    tensors = list(map(_light, graph.initializer))
+    del graph.initializer[:]
+    graph.initializer.extend(tensors)
     for node in graph.node:
         for body in subgraphs(node):
             for value in chain(body.output, body.input if node.op_type == "Loop" else ()):
                 value.type.tensor_type.ClearField("shape")
             _forget(body)
+
+
+def _light(tensor: TensorProto) -> TensorProto:
+    """A constant, if it may be sizes, else one that is nothing but as large."""
+    if prod(tensor.dims) <= _MOST:
+        return tensor
+    return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
 
 
 def _lend(graph: GraphProto, outer: Mapping[str, TensorProto]) -> None:
@@ -130,6 +147,8 @@ class Sizes:
         """Of the last of `graphs`, which lies in those before it; `known`: of its inputs."""
         self._types = types
         self._known = dict(known or {})
+        self._found: dict[str, Whole | None] = {}
+        self._depth = 0
         self._fixed: dict[str, TensorProto] = {}
         self._maker: dict[str, NodeProto] = {}
         for graph in graphs:
@@ -160,11 +179,20 @@ class Sizes:
         """What a value is, of known rank; None for one of another."""
         if name in self._known:
             return self._known[name]
+        if name not in self._found:
+            self._depth += 1
+            self._found[name] = self._find(name) if self._depth <= _DEEPEST else None
+            self._depth -= 1
+        return self._found[name]
+
+    def _find(self, name: str) -> Whole | None:
         if name in self._fixed:
             return _constant(self._fixed[name])
         node = self._maker.get(name)
         found = None if node is None or node.domain not in STANDARD else self._of(node)
-        return found or _unknown(self._types.get(name))
+        if found is not None and len(found.parts) <= _MOST:
+            return found
+        return _unknown(self._types.get(name))
 
     def _of(self, node: NodeProto) -> Whole | None:
         if node.op_type in ("Shape", "Concat"):
@@ -178,7 +206,7 @@ class Sizes:
             case "Identity":
                 return first
             case "Cast":
-                return first if attribute(node, "to") in _EXACT else None
+                return first if _fits(first.parts, attribute(node, "to")) else None
             case "Squeeze" | "Unsqueeze" if len(first.parts) == 1:
                 goal = first.rank + (1 if node.op_type == "Unsqueeze" else -1)
                 return Whole(goal, first.parts) if goal in (0, 1) else None
@@ -218,7 +246,9 @@ class Sizes:
         if node.op_type == "Div" and kind not in (TensorProto.INT32, TensorProto.INT64):
             return None
         result = None if one is None or other is None else _reckoned(node.op_type, one, other)
-        return None if result is None else Whole(max(first.rank, second.rank), (result,))
+        if result is None or not _fits([result], kind or TensorProto.FLOAT):
+            return None
+        return Whole(max(first.rank, second.rank), (result,))
 
     def _gathered(self, node: NodeProto, first: Whole) -> Whole | None:
         index, places = self.whole(node.input[1]), self.numbers(node.input[1])
@@ -233,6 +263,11 @@ class Sizes:
         if first.rank != 1 or not starts or not ends or any(self.numbers(name) != [1] for name in node.input[4:]):
             return None
         return Whole(1, first.parts[starts[0] : ends[0]])
+
+
+def _fits(parts: Iterable[Number | None], kind: int) -> bool:
+    """Whether a type has the numbers."""
+    return all(part is None or abs(part.plus) <= _EXACT.get(kind, -1) for part in parts)
 
 
 def _reckoned(op: str, one: Number, other: Number) -> Number | None:

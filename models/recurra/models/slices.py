@@ -21,18 +21,24 @@ def trim(graph: GraphProto) -> None:
 
 
 def _trim(graphs: list[GraphProto], taken: set[str]) -> None:
-    sizes = Sizes(graphs, {})
+    slices = [node for node in graphs[-1].node if node.op_type == "Slice"]
+    if slices:
+        _trim_each(slices, graphs, taken)
     for node in graphs[-1].node:
-        if node.op_type == "Slice":
-            kept = _kept(node, sizes)
-            if kept is not None:
-                names = [unused(f"{node.output[0]}/{what}", taken) for what in _INPUTS[: 4 if kept else 0]]
-                columns = zip(names, np.array(kept, np.int64).T, strict=True)
-                graphs[-1].initializer.extend(numpy_helper.from_array(column, name) for name, column in columns)
-                op = "Slice" if kept else "Identity"
-                node.CopyFrom(helper.make_node(op, [node.input[0], *names], [node.output[0]], name=node.name))
         for sub in subgraphs(node):
             _trim([*graphs, sub], taken)
+
+
+def _trim_each(slices: list[NodeProto], graphs: list[GraphProto], taken: set[str]) -> None:
+    sizes = Sizes(graphs, {})
+    for node in slices:
+        kept = _kept(node, sizes)
+        if kept is not None:
+            names = [unused(f"{node.output[0]}/{what}", taken) for what in _INPUTS[: 4 if kept else 0]]
+            columns = zip(names, np.array(kept, np.int64).T, strict=True)
+            graphs[-1].initializer.extend(numpy_helper.from_array(column, name) for name, column in columns)
+            op = "Slice" if kept else "Identity"
+            node.CopyFrom(helper.make_node(op, [node.input[0], *names], [node.output[0]], name=node.name))
 
 
 def _kept(node: NodeProto, sizes: Sizes) -> list[tuple[int, int, int, int]] | None:

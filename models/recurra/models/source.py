@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, external_data_helper
 
 from recurra.models.graph import GATES, attribute, is_recurrent, label, subgraphs, walk
+from recurra.models.order import sort
 from recurra.models.refusal import ModelRefused
 
 DOMAINS: Final = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
@@ -36,7 +37,7 @@ _DIRECTIONS: Final = {"forward": 1, "reverse": 1, "bidirectional": 2}
 
 
 def read(path: Path, sha256: str | None = None) -> ModelProto:
-    """The model in `path`, its external data included.
+    """The model in `path`, its external data included, its nodes in order.
 
     Raises ModelRefused for what cannot be read, has another digest than `sha256`, reaches outside of its folder, uses
     operators that are not on the list, or has a node that would crash the runtime.
@@ -55,6 +56,7 @@ def read(path: Path, sha256: str | None = None) -> ModelProto:
     if not model.graph.node:
         raise ModelRefused(f"{path.name} is no ONNX model, or an empty one: it has no nodes")
     check(model)
+    sort(model.graph)
     _load_external(model, path.parent)
     if model.ByteSize() > MAX_BYTES:
         raise ModelRefused(f"{path.name} is larger than 2 GiB with its external data, which is not served yet")

@@ -15,22 +15,25 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, Valu
 from recurra.models.carried import body_of, carried, plain
 from recurra.models.counted import Counted, counted
 from recurra.models.dead import bury
-from recurra.models.graph import STANDARD, ancestors, attribute, reads, subgraphs
+from recurra.models.graph import STANDARD, ancestors, attribute, reads, subgraphs, walk
 from recurra.models.names import all_names, unused
 from recurra.models.sizes import dims, types
 from recurra.models.slices import trim
 
 _OLDEST: Final = 11  # the opset whose Scan takes axes that are counted from the end
+_MOST: Final = 100  # Loops that are looked at; behind each the types of the whole model are inferred anew
 
 
 def rewrite(model: ModelProto, states: Mapping[str, str]) -> int:
-    """Replaces all counted Loops at any depth, in place; how many.
+    """Replaces counted Loops at any depth, in place; how many.
 
     Args:
         states: of the model, the output by the input. One has the same shape at every timestep.
 
     """
     if any(entry.domain in STANDARD and entry.version < _OLDEST for entry in model.opset_import):
+        return 0
+    if not any(node.op_type == "Loop" for node in walk(model.graph)):
         return 0
     trim(model.graph)
     return _Rewriter(model, states).rewrite([model.graph])
@@ -41,13 +44,15 @@ class _Rewriter:
         self._model, self._states = model, states
         self._taken = all_names(model.graph)
         self._types: dict[str, TypeProto] = {}
+        self._left = _MOST
 
     def rewrite(self, graphs: list[GraphProto]) -> int:
         """The last of `graphs`, which lies in those before it."""
         count = 0
         for node in graphs[-1].node:
             count += sum(self.rewrite([*graphs, sub]) for sub in subgraphs(node))
-            if node.op_type == "Loop" and node.domain in STANDARD:
+            if node.op_type == "Loop" and node.domain in STANDARD and self._left:
+                self._left -= 1
                 count += self._replace(graphs, node)
         return count
 
@@ -183,7 +188,8 @@ class _Writer:
             self._body.node.append(helper.make_node("Add", [turn.name, one], [after]))
             states.append(_State(turn.name, after, first, "", helper.make_tensor_type_proto(TensorProto.INT64, shape)))
         if going.name in names:
-            self._body.initializer.append(numpy_helper.from_array(np.array(True), going.name))
+            shape = [1] * len(going.type.tensor_type.shape.dim)
+            self._body.initializer.append(numpy_helper.from_array(np.ones(shape, np.bool_), going.name))
         return states
 
     def _scan(self, states: list[_State], given: list[_Given]) -> NodeProto:
