@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -113,7 +115,8 @@ class PoolProgram:
         reason = self._left(model)
         if reason:
             return reason
-        self._record_all(self._program.session.another(model.SerializeToString(), cuda_graphs=True))
+        with _nothing_collected():
+            self._record_all(self._program.session.another(model.SerializeToString(), cuda_graphs=True))
         return "" if self._is_played_right() else "a timestep that is played differs from one that is run"
 
     def _record_all(self, session: Session) -> None:
@@ -239,6 +242,19 @@ class PoolProgram:
         for group in self._form.groups:
             bound.take(group.pool, self._pool.buffers[group.dtype])
             bound.give(group.written, self._pool.buffers[group.dtype])
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Memory of the device that is freed meanwhile, on any thread, would end a recording."""
+    gc.collect()
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _profiles(program: Program, form: Pooled, pool: Pool, max_batch: int) -> dict[str, str]:
