@@ -9,7 +9,7 @@ import pytest
 
 from recurra.server.engine.operation import Kind
 from recurra.wire.errors import Behind, Overloaded
-from tests.server.engine.world import PATIENCE, Call, Replica, World, new_id, until
+from tests.server.engine.world import PATIENCE, Call, Replica, World, new_id, turned, until
 from tests.service import zoo
 
 PICKY = zoo.MODELS["picky"]
@@ -21,18 +21,19 @@ class Copies:
     def __init__(self, replica: Replica) -> None:
         self._pool = replica.runner.real._pool
         self._read, self._pool.read = self._pool.read, self.read
-        self.begun, self.failures, self._opened = 0, 0, threading.Event()
+        self.begun, self.failures, self._let = 0, 0, threading.Semaphore(0)
 
     def read(self, places: np.ndarray) -> np.ndarray:
         self.begun += 1
-        assert self._opened.wait(PATIENCE)
+        assert self._let.acquire(timeout=PATIENCE)
         if self.failures:
             self.failures -= 1
             raise RuntimeError("the copy failed")
         return self._read(places)
 
-    def open(self) -> None:
-        self._opened.set()
+    def open(self, count: int = 1 << 20) -> None:
+        """Let so many pass: all that there will be."""
+        self._let.release(count)
 
     async def here(self) -> None:
         await until(self._begun)
@@ -121,6 +122,24 @@ async def test_what_does_not_continue_a_session_is_judged_by_what_is_in_line(lat
     with pytest.raises(Behind):
         await stray.answer()
     assert await a.stands("s") == (first.id, 1)
+
+
+async def test_a_session_is_not_owned_again_once_what_lets_it_go_is_in_line(late):
+    a, copies = late
+    copies.open(1)
+    first = await a.predict("s", x(0), checkpointed=True).answer()
+    second = a.predict("s", x(1), after=first.last_id, checkpointed=True)  # with this one it is to be owned
+    await until(lambda: turned(lambda: copies.begun == 2))
+    third = a.predict("s", x(2), after=second.id)  # but not with this one
+    await ran(a, 2)
+    copies.open(1)
+    await same(second, x(0), x(1))
+    assert not a.engine.slots.owned[a.engine.slot("s")]
+    copies.open()
+    await same(third, x(0), x(1), x(2))
+    again = a.predict("s", x(2), after=second.id, id_=third.id)
+    await same(again, x(0), x(1), x(2))
+    assert (await again.answer()).duplicate
 
 
 async def test_a_checkpoint_that_waits_for_its_states_keeps_its_sessions_slot(here: World):

@@ -224,8 +224,8 @@ class Commits:
             slots = flight.slots[places]
             same = self._slots.bases[slots] == flight.bases[places]  # positions of another base tell nothing
             self._slots.durable[slots[same]] = flight.headers["position"][places][same]
-            if flight.mine.any():  # but not those that were released since: that is on its way
-                ours = self._ownership.ours(self._slots.expected(slots))
+            if flight.mine.any():  # but not those that were released since: that is in line, or on its way
+                ours = self._ownership.ours(self._slots.heads(slots))
                 self._slots.owned[slots] |= flight.mine[places] & ours
 
     def _sort_out(self, flight: Flight, replies: list[Any], current: NDArray[np.bool_]) -> None:
