@@ -106,9 +106,7 @@ class Device:
 
         return self.run(what, work)
 
-    def copy(
-        self, loop: asyncio.AbstractEventLoop, function: Callable[[*Ts], T], *arguments: *Ts
-    ) -> asyncio.Future[T]:
+    def copy(self, loop: asyncio.AbstractEventLoop, function: Callable[[*Ts], T], *arguments: *Ts) -> asyncio.Future[T]:
         """What copies states, and its result, or what it raises: after other copies. From any thread."""
 
         def work() -> T:
