@@ -97,6 +97,27 @@ async def test_what_rests_on_a_state_that_never_came_is_run_again_with_it(late):
     assert await a.stands("s") == (second.id, 2)
 
 
+async def test_what_waits_is_run_as_soon_as_what_is_before_it_was_sent(late):
+    a, copies = late
+    commit = a.store.hold("commit")
+    first = a.predict("s", x(0))
+    await copies.here()
+    other = a.predict("t", x(1))
+    await ran(a, 2)
+    second = a.predict("s", x(2), after=first.id)
+    for _ in range(200):  # more turns than it waits for others to come
+        await asyncio.sleep(0)
+    assert len(a.runner.runs) == 2  # two are not sent: so much is enough
+    copies.open(1)
+    await ran(a, 3)
+    assert not commit.opened.is_set()
+    copies.open()
+    commit.open()
+    await same(first, x(0))
+    await same(other, x(1))
+    await same(second, x(0), x(2))
+
+
 async def test_a_retry_is_answered_once_the_store_has_what_it_repeats(late):
     a, copies = late
     first = a.predict("s", x(0))

@@ -61,7 +61,7 @@ class Commits:
         self._ownership, self._pending, self._landed = ownership, pending, landed
         self._layout, self._reply_tag = np.frombuffer(model.layout, "<u8"), reply.tag(model.signature)
         self._flights: deque[Flight] = deque()
-        self.line = Line(slots, store)
+        self.line = Line(slots, store, pending.wake)
         self._came, self._gone = asyncio.Event(), asyncio.Event()
 
     @property
