@@ -87,6 +87,21 @@ async def test_copies_go_on_beside_a_run_one_after_another(device):
     assert await run
 
 
+async def test_waiting_for_copies_includes_what_comes_after_them(device):
+    first, began, gate, told = threading.Event(), threading.Event(), threading.Event(), []
+    copied = device.copy(asyncio.get_running_loop(), first.wait)
+    device.after_copies(lambda: (began.set(), gate.wait(), told.append("after")))
+    first.set()
+    await asyncio.to_thread(began.wait)
+    waiting = asyncio.create_task(asyncio.to_thread(device.until_copied))
+    for _ in range(20):  # ways to other threads and back: it would be done by then
+        await asyncio.to_thread(int)
+    gate.set()
+    await waiting
+    assert told == ["after"]
+    assert await copied
+
+
 async def test_a_copy_that_fails_is_told(device):
     def fail() -> None:
         raise KeyError("missing")

@@ -9,7 +9,7 @@ import pytest
 
 from recurra.server.engine.operation import Kind
 from recurra.wire.errors import Behind, Overloaded
-from tests.server.engine.world import PATIENCE, Call, Replica, World, new_id, until
+from tests.server.engine.world import PATIENCE, Call, Replica, World, new_id, turned, until
 from tests.service import zoo
 
 PICKY = zoo.MODELS["picky"]
@@ -21,18 +21,19 @@ class Copies:
     def __init__(self, replica: Replica) -> None:
         self._pool = replica.runner.real._pool
         self._read, self._pool.read = self._pool.read, self.read
-        self.begun, self.failures, self._opened = 0, 0, threading.Event()
+        self.begun, self.failures, self._let = 0, 0, threading.Semaphore(0)
 
     def read(self, places: np.ndarray) -> np.ndarray:
         self.begun += 1
-        assert self._opened.wait(PATIENCE)
+        assert self._let.acquire(timeout=PATIENCE)
         if self.failures:
             self.failures -= 1
             raise RuntimeError("the copy failed")
         return self._read(places)
 
-    def open(self) -> None:
-        self._opened.set()
+    def open(self, count: int = 1 << 20) -> None:
+        """Let so many pass: all that there will be."""
+        self._let.release(count)
 
     async def here(self) -> None:
         await until(self._begun)
@@ -96,6 +97,27 @@ async def test_what_rests_on_a_state_that_never_came_is_run_again_with_it(late):
     assert await a.stands("s") == (second.id, 2)
 
 
+async def test_what_waits_is_run_as_soon_as_what_is_before_it_was_sent(late):
+    a, copies = late
+    commit = a.store.hold("commit")
+    first = a.predict("s", x(0))
+    await copies.here()
+    other = a.predict("t", x(1))
+    await ran(a, 2)
+    second = a.predict("s", x(2), after=first.id)
+    for _ in range(200):  # more turns than it waits for others to come
+        await asyncio.sleep(0)
+    assert len(a.runner.runs) == 2  # two are not sent: so much is enough
+    copies.open(1)
+    await ran(a, 3)
+    assert not commit.opened.is_set()
+    copies.open()
+    commit.open()
+    await same(first, x(0))
+    await same(other, x(1))
+    await same(second, x(0), x(2))
+
+
 async def test_a_retry_is_answered_once_the_store_has_what_it_repeats(late):
     a, copies = late
     first = a.predict("s", x(0))
@@ -121,6 +143,24 @@ async def test_what_does_not_continue_a_session_is_judged_by_what_is_in_line(lat
     with pytest.raises(Behind):
         await stray.answer()
     assert await a.stands("s") == (first.id, 1)
+
+
+async def test_a_session_is_not_owned_again_once_what_lets_it_go_is_in_line(late):
+    a, copies = late
+    copies.open(1)
+    first = await a.predict("s", x(0), checkpointed=True).answer()
+    second = a.predict("s", x(1), after=first.last_id, checkpointed=True)  # with this one it is to be owned
+    await until(lambda: turned(lambda: copies.begun == 2))
+    third = a.predict("s", x(2), after=second.id)  # but not with this one
+    await ran(a, 2)
+    copies.open(1)
+    await same(second, x(0), x(1))
+    assert not a.engine.slots.owned[a.engine.slot("s")]
+    copies.open()
+    await same(third, x(0), x(1), x(2))
+    again = a.predict("s", x(2), after=second.id, id_=third.id)
+    await same(again, x(0), x(1), x(2))
+    assert (await again.answer()).duplicate
 
 
 async def test_a_checkpoint_that_waits_for_its_states_keeps_its_sessions_slot(here: World):

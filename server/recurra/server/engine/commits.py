@@ -61,7 +61,7 @@ class Commits:
         self._ownership, self._pending, self._landed = ownership, pending, landed
         self._layout, self._reply_tag = np.frombuffer(model.layout, "<u8"), reply.tag(model.signature)
         self._flights: deque[Flight] = deque()
-        self.line = Line(slots, store)
+        self.line = Line(slots, store, pending.wake)
         self._came, self._gone = asyncio.Event(), asyncio.Event()
 
     @property
@@ -224,8 +224,8 @@ class Commits:
             slots = flight.slots[places]
             same = self._slots.bases[slots] == flight.bases[places]  # positions of another base tell nothing
             self._slots.durable[slots[same]] = flight.headers["position"][places][same]
-            if flight.mine.any():  # but not those that were released since: that is on its way
-                ours = self._ownership.ours(self._slots.expected(slots))
+            if flight.mine.any():  # but not those that were released since: that is in line, or on its way
+                ours = self._ownership.ours(self._slots.heads(slots))
                 self._slots.owned[slots] |= flight.mine[places] & ours
 
     def _sort_out(self, flight: Flight, replies: list[Any], current: NDArray[np.bool_]) -> None:

@@ -128,9 +128,9 @@ class Device:
             function()
 
     def until_copied(self) -> None:
-        """Wait, here, until the copies that were asked for are done."""
+        """Wait, here, until the copies that were asked for are done, and what was to be called after them was."""
         done = threading.Event()
-        self.after_copies(done.set)
+        self._copies.do(lambda: done.set)
         done.wait()
 
     def close(self) -> None:

@@ -190,9 +190,11 @@ class Engine:
             else:
                 await self._stepper.step(batch)
             return
-        self._commits.line.send()
-        if not parts and not late:
+        idle = not parts and not late
+        if idle:
             self._pending.wake.clear()
+        self._commits.line.send()  # which may make room for more
+        if idle:
             await self._pending.wake.wait()
 
     def _ready(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

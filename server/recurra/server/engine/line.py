@@ -25,8 +25,9 @@ _NOWHERE: Final = np.uint64(np.iinfo(np.uint64).max)  # in all words of a header
 class Line:
     """Flights that have a parcel. Nobody else gets their slots before it is sent."""
 
-    def __init__(self, slots: Slots, store: Store) -> None:
-        self._slots, self._store = slots, store
+    def __init__(self, slots: Slots, store: Store, wake: asyncio.Event) -> None:
+        """`wake`: set when some were sent."""
+        self._slots, self._store, self._wake = slots, store, wake
         self._flights: deque[Flight] = deque()
         self._coming: asyncio.Future[Any] | None = None  # what the first one waits for
         self._went = asyncio.Event()
@@ -59,6 +60,7 @@ class Line:
             flight.parcel = None
             self._slots.unpin(flight.slots)
             self._went.set()
+            self._wake.set()
 
     async def gone(self, slots: Array) -> None:
         """Wait until all that is here of these sessions is sent: what is read then is no older."""

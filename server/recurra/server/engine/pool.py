@@ -256,8 +256,10 @@ class PoolRunner:
     def _lease(self, count: int) -> Lease:
         self._collect()
         if count > self._left:
-            gc.collect()  # errors may have batches in cycles
             self._device.until_copied()
+            self._collect()
+        if count > self._left:
+            gc.collect()  # errors may have batches in cycles
             self._collect()
         if count > self._left:
             raise MemoryError(f"{count} places for states are wanted, and {self._left} are free")
