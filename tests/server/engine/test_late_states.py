@@ -178,6 +178,35 @@ async def test_a_checkpoint_that_waits_for_its_states_keeps_its_sessions_slot(he
     await same(a.predict("t", x(9)), x(9))
 
 
+async def test_what_does_not_continue_a_session_takes_no_checkpoint_out_of_line(late):
+    a, copies = late
+    copies.open(2)
+    last = [bytes(16)]
+    for at in range(3):
+        last.append((await a.predict("s", x(at), after=last[-1], checkpointed=True).answer()).last_id)
+    a.engine.leave(np.array([a.engine.slot("s")]))
+    await until(lambda: turned(lambda: copies.begun == 3))
+    stray = a.predict("s", x(9), after=new_id())
+    await until(lambda: turned(lambda: not a.engine.slots.ready[a.engine.slot("s")]))
+    copies.open()
+    with pytest.raises(Behind):
+        await stray.answer()
+    assert await a.stands("s") == (last[-1], 3)
+
+
+async def test_what_does_not_continue_a_session_takes_nothing_out_of_line(late):
+    a, copies = late
+    first = a.predict("s", x(0))
+    await copies.here()
+    stray = a.predict("s", x(1), after=new_id())
+    await until(lambda: turned(lambda: not a.engine.slots.ready[a.engine.slot("s")]))
+    copies.open()
+    await same(first, x(0))
+    with pytest.raises(Behind):
+        await stray.answer()
+    assert len(a.runner.runs) == 1
+
+
 async def test_a_reply_with_states_waits_for_them(late):
     a, copies = late
     call = a.predict("s", x(0), return_states=True)

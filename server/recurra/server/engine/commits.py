@@ -237,7 +237,9 @@ class Commits:
             ]
         )
         self._store_has(flight, np.flatnonzero(applied & current))
-        self._slots.give_up(flight.slots[~applied & current])
+        failed = flight.slots[~applied & current]
+        self._slots.give_up(failed)
+        self.line.fail(failed)
         for place, block, row in flight.batch.each() if flight.batch else ():
             answer, rows = replies[place], np.array([row])
             if applied[place] and (current[place] or flight.commits):  # the store has decided

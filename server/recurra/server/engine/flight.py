@@ -28,7 +28,7 @@ class Flight:
         parcel: what is to be sent yet; None once it is, and for what only waits behind others.
         answer: the store's; None where nothing is asked of it, or what was to be sent could not be.
         commits: whether it writes records, or only waits behind others that do.
-        rests: (N,) bool, what was sent; what it would have rested on was given up for the others, and they are as well.
+        rests: (N,) bool, on what was sent; what the others would have rested on has failed, and so do they.
         mine: (N,) bool, which of them this replica owns once this is applied.
         batch: the operations that wait for it; None at a checkpoint.
         outputs, states: (N, ...), what their clients get.

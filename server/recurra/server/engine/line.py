@@ -57,10 +57,16 @@ class Line:
                 _log.exception("commit.failed", sessions=len(flight.slots), error=error)
                 self._slots.give_up(flight.slots[self._slots.epoch[flight.slots] == flight.epochs])
                 flight.rests[:] = False
+                self.fail(flight.slots)
             flight.parcel = None
             self._slots.unpin(flight.slots)
             self._went.set()
             self._wake.set()
+
+    def fail(self, slots: Array) -> None:
+        """What these sessions stood at never was: what rests on it is not sent."""
+        for flight in self._flights:
+            flight.rests &= ~np.isin(flight.slots, slots)
 
     async def gone(self, slots: Array) -> None:
         """Wait until all that is here of these sessions is sent: what is read then is no older."""
@@ -82,8 +88,7 @@ class Line:
 
     def _send(self, flight: Flight, parcel: Parcel) -> None:
         slots, state = flight.slots, np.empty((len(flight.slots), 0), np.uint8)
-        rests = flight.rests = self._slots.epoch[slots] == flight.epochs
-        expected = self._slots.expected(slots)
+        rests, expected = flight.rests, self._slots.expected(slots)
         if not rests.all():
             record.words(expected)[~rests] = _NOWHERE
         if parcel.records is None:
