@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,8 @@ from typing import Final
 from tests.simulation.world import Report, simulate
 
 _A_TASK: Final = 20
+
+logging.getLogger("recurra").addHandler(logging.NullHandler())  # what fails is meant to
 
 
 def runs(seeds: Sequence[int], *, processes: int = 0) -> Iterator[Report]:

@@ -227,3 +227,19 @@ async def test_an_ended_session_waits_for_no_copy(late):
     copies.open()
     await ended.answer()
     await same(first, x(0))
+
+
+async def test_states_that_cannot_be_put_there_refuse_their_sessions_and_no_others(here: World, monkeypatch):
+    a, b = await here.replica(), await here.replica(states="device")
+    last = (await a.predict("s", x(0)).answer()).last_id
+    load = b.runner.load
+    monkeypatch.setattr(b.engine._loader._runner, "load", _no_memory)
+    with pytest.raises(Overloaded, match="cannot be put where the model runs: no place is free; safe to retry"):
+        await b.predict("s", x(1), after=last).answer()
+    await same(b.predict("t", x(5)), x(5))
+    monkeypatch.setattr(b.engine._loader._runner, "load", load)
+    await same(b.predict("s", x(1), after=last), x(0), x(1))
+
+
+def _no_memory(*_: object) -> None:
+    raise MemoryError("no place is free")

@@ -181,7 +181,7 @@ class Commits:
 
     async def _settle_first(self) -> None:
         flight = self._flights[0]
-        await self.line.left(flight)
+        await self.line.until_sent(flight)
         replies: list[Any] = [commit.APPLIED] * len(flight.slots)
         if flight.answer is not None:
             try:

@@ -223,7 +223,7 @@ class Engine:
 
     async def _load(self, slots: Rows) -> None:
         """Read these sessions into their slots; who waits for one that cannot be read is told why."""
-        await self._commits.line.gone(slots)
+        await self._commits.line.until_clear(slots)
         self._sequence += 1
         began = self._clock.monotonic()
         for unread, error in await self._loader.load(slots, self._sequence):

@@ -68,12 +68,12 @@ class Line:
         for flight in self._flights:
             flight.rests &= ~np.isin(flight.slots, slots)
 
-    async def gone(self, slots: Array) -> None:
+    async def until_clear(self, slots: Array) -> None:
         """Wait until all that is here of these sessions is sent: what is read then is no older."""
         theirs = (flight for flight in reversed(self._flights) if np.isin(slots, flight.slots).any())
-        await self.left(next(theirs, None))
+        await self.until_sent(next(theirs, None))
 
-    async def left(self, flight: Flight | None) -> None:
+    async def until_sent(self, flight: Flight | None) -> None:
         """Wait until this one is sent."""
         while flight is not None and flight.parcel is not None:
             self._went.clear()

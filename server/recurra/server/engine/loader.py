@@ -13,9 +13,12 @@ from recurra.server.engine.operation import Rows
 from recurra.server.engine.seams import Runner, Store
 from recurra.server.engine.slots import Slots
 from recurra.server.store import record
-from recurra.wire.errors import RecurraError
+from recurra.server.telemetry import Log
+from recurra.wire.errors import Overloaded, RecurraError
 
 Array = NDArray[Any]
+
+_log = Log(__name__)
 
 _MOST_REPLIES: Final = 4096
 
@@ -57,8 +60,15 @@ class Loader:
                 self._slots.give_up(slots[place : place + 1])
                 failed.append((slots[place : place + 1], error))
         if good.any():
-            self._fill(slots[good], [states[place] for place in np.flatnonzero(good).tolist()])
-            self._slots.install(slots[good], heads[good], asked)
+            try:
+                self._fill(slots[good], [states[place] for place in np.flatnonzero(good).tolist()])
+            except Exception as error:  # noqa: BLE001 # such as MemoryError, or the device's: these sessions' alone
+                _log.exception("load.failed", sessions=int(good.sum()), error=error)
+                self._slots.give_up(slots[good])
+                text = f"the sessions' states cannot be put where the model runs: {error}; safe to retry"
+                failed.append((slots[good], Overloaded(text, retry_after=1.0)))
+            else:
+                self._slots.install(slots[good], heads[good], asked)
         return failed
 
     def _fill(self, slots: Rows, states: list[bytes]) -> None:
