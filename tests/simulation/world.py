@@ -68,7 +68,9 @@ class World:
     def broke(self, _: Any, context: dict[str, Any]) -> None:
         """Something was raised that nobody waits for; the first tells."""
         error = context.get("exception")
-        if self.report.violation is None:
+        if isinstance(error, Vague):
+            self.report.seen["vague"] += 1
+        elif self.report.violation is None:
             self.report.wrong = type(error) is Violation
             self.report.violation = f"{type(error).__name__}: {error}" if error else context["message"]
             self.report.trace += traceback.format_exception(error) if error and not isinstance(error, Violation) else []
