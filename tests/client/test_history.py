@@ -506,3 +506,21 @@ def test_each_answered_operation_is_applied_once_and_in_order(
     assert kept == [*answered, "last"]
     numbered = [int(str(request)) for request in applied[:-1]]
     assert numbered == sorted(numbered)
+
+
+def test_a_history_whose_replay_fails_on_its_way_is_behind_until_one_succeeds() -> None:
+    history, session = make(), Session()
+    for request in "abc":
+        predict(history, session, request)
+    del session.life[1:]  # the store lost what followed
+    course = perform(history, history.name("d", 10))
+    step = next(course)
+    for replayed in "bc":
+        step = course.send(session.answer(step))
+        assert step.request == replayed
+    with pytest.raises(RunFailed):
+        course.send(RunFailed("the device failed"))
+    assert history.behind  # `standing` is b's: what it tells of the store is not of all that was acknowledged
+    predict(history, session, "d")
+    assert session.requests == ["a", "b", "c", "d"]
+    assert not history.behind

@@ -138,6 +138,7 @@ def _turn(history: History, target: Operation, step: Operation, error: RecurraEr
             raise _as(AlreadyApplied, error, "the operation and later ones were applied; its reply is lost")
         history.chain(target)
         history.adopt(target)
+        history.behind = bool(replay)
         return [*replay, target]
     if step.opening:
         return _reopen(history, step, error, stands_at)

@@ -129,15 +129,17 @@ class Crew:
         if result.HasField("expire_time"):
             self._expires(read_time(result.expire_time))
 
-    def note(self, row: int, last: bytes, standing: Standing | None, *, ended: bool = False) -> None:
-        """Note where one row stands."""
+    def note(
+        self, row: int, last: bytes, standing: Standing | None, *, ended: bool = False, behind: bool = False
+    ) -> None:
+        """Note where one row stands; `behind`: not yet at its last operation again."""
         self.last[row] = np.frombuffer(last or bytes(16), np.uint8)
         self._ended[row] = ended
         if standing is not None:
             self.position[row], self.durable_position[row] = standing.position, standing.durable_position
             self.incarnation[row] = np.frombuffer(standing.incarnation or bytes(16), np.uint8)
             self.created[row] = standing.created
-            self.exposure.told(np.array([row]), durable=np.array([standing.durable]))
+            self.exposure.told(np.array([row]), durable=np.array([standing.durable and not behind]))
             self._expires(standing.expire_time)
 
     def way(self, row: int) -> Delivery:
@@ -190,7 +192,7 @@ class Crew:
         finally:
             for row, (way, operation, _) in trouble.items():
                 history = way.history
-                self.note(row, history.last, history.standing, ended=history.ended)
+                self.note(row, history.last, history.standing, ended=history.ended, behind=history.behind)
                 if operation.done and sent is not None:
                     place = sent.place(row)
                     sent.ids[place] = np.frombuffer(operation.id, np.uint8)

@@ -30,6 +30,7 @@ class History:
         self.create = create
         self.last = b""  # the id of the last operation known to be applied
         self.standing: Standing | None = None
+        self.behind = False  # the session lost some, and is not at `last` again: `standing` is of an earlier one
         self._window, self._entropy = window, entropy
         self._ended = False
         self._applied: deque[Operation] = deque()  # a chain up to `last`, as far back as the window reaches
@@ -39,7 +40,7 @@ class History:
     def resume(self, last: bytes, standing: Standing | None, earlier: Earlier = tuple, *, ended: bool = False) -> None:
         """Take over what is known already: `earlier` gives the operations up to `last`, the newest first."""
         self.last, self.standing, self._earlier, self._ended = last, standing, earlier, ended
-        self._applied, self._pending = deque(), []
+        self._applied, self._pending, self.behind = deque(), [], False
 
     def follow(self, standing: Standing | None) -> None:
         """Continue from where the session stands, whoever brought it there; None: it is not there."""
@@ -85,8 +86,9 @@ class History:
             return
         if standing is not None:
             self.standing = standing
-        if operation.done:
-            return  # replayed
+        if operation.done:  # replayed
+            self.behind = operation.id != self.last
+            return
         if operation.after != self.last:
             before = self._find_pending(operation.after)
             if before is not None:
@@ -101,7 +103,7 @@ class History:
         self._applied.append(operation)
         while len(self._applied) > 1 and self._applied[1].request is None:
             self._applied.popleft()
-        self.last, self._ended = operation.id, operation.ends
+        self.last, self._ended, self.behind = operation.id, operation.ends, False
         operation.done, operation.opening = True, False
         self._keep(operation)
 
