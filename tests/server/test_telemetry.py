@@ -111,7 +111,7 @@ def test_metrics_are_served_in_base_units_without_sessions():
     model.observe_batch(3)
     for stage in ("queue", "load", "run", "pack", "commit"):
         model.observe_stage(stage, 0.001)
-    model.count_state_bytes(4096, 256)
+    model.count_state_bytes(to_host=4096, to_device=256)
     metrics.set_nodes("forecast", {"CUDAExecutionProvider": 7, "CPUExecutionProvider": 2}, 1)
     model.set_queue(5)
     model.set_live_sessions(6)
