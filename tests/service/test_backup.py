@@ -33,6 +33,8 @@ def file_backed_up(node: Node, backup: Path) -> None:
     """The append-only file's folder, which no rewrite may change meanwhile."""
     node.ask("CONFIG", "SET", "auto-aof-rewrite-percentage", 0)
     eventually(lambda: not node.client.info("persistence")["aof_rewrite_in_progress"])
+    # With everysec a write waits for the disk while the last second is brought there.
+    eventually(lambda: not node.client.info("persistence")["aof_buffer_length"])
     shutil.copytree(node.folder / "appendonlydir", backup / "appendonlydir")
     node.ask("CONFIG", "SET", "auto-aof-rewrite-percentage", 100)
 
