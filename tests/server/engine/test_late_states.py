@@ -71,12 +71,18 @@ async def ran(replica: Replica, count: int) -> None:
     await until(enough)
 
 
-async def test_a_session_goes_on_while_its_states_are_copied(late):
-    a, copies = late
+async def two_in_line(a: Replica, copies: Copies) -> tuple[Call, Call]:
+    """Two operations of a session that were run, while the states of the first are not there yet."""
     first = a.predict("s", x(0))
     await copies.here()
     second = a.predict("s", x(1), after=first.id)
     await ran(a, 2)
+    return first, second
+
+
+async def test_a_session_goes_on_while_its_states_are_copied(late):
+    a, copies = late
+    first, second = await two_in_line(a, copies)
     assert (len(a.runner.runs), a.store.passed["commit"]) == (2, 0)
     copies.open()
     await same(first, x(0))
@@ -86,10 +92,7 @@ async def test_a_session_goes_on_while_its_states_are_copied(late):
 
 async def test_what_rests_on_a_state_that_never_came_is_run_again_with_it(late):
     a, copies = late
-    first = a.predict("s", x(0))
-    await copies.here()
-    second = a.predict("s", x(1), after=first.id)
-    await ran(a, 2)
+    first, second = await two_in_line(a, copies)
     copies.failures = 1
     copies.open()
     await same(first, x(0))

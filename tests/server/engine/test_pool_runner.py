@@ -273,3 +273,13 @@ async def test_a_stopped_replicas_places_are_all_free(here: World):
 
 async def settled(a: Replica) -> bool:
     return a.task.done()
+
+
+async def test_a_batch_that_is_fetched_is_not_copied_again(small, device):
+    runner = PoolRunner(small, device, slots=SLOTS)
+    step = await runner.run([np.arange(6, dtype=np.float32).reshape(3, 1, 2)], runner.gather(np.array([1, 2, 3])))
+    coming = step.states.fetch()
+    whole = await coming
+    some = step.states.only(np.array([True, False, True]))
+    assert step.states.to_bytes() is whole
+    assert some.to_bytes().tobytes() == whole[[0, 2]].tobytes()

@@ -62,6 +62,7 @@ class Line:
             self._slots.unpin(flight.slots)
             self._went.set()
             self._wake.set()
+        self._coming = None  # and with it the states of a batch
 
     def fail(self, slots: Array) -> None:
         """What these sessions stood at never was: what rests on it is not sent."""

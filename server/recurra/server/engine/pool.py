@@ -54,7 +54,12 @@ class Reading(NamedTuple):
     """States of a batch on their way to the host, and which of them are meant."""
 
     coming: asyncio.Future[Rows]
-    at: NDArray[np.intp]
+    at: NDArray[np.intp]  # in order
+
+    def rows(self) -> Rows:
+        """Those that are meant, once they are there; of a whole batch without another copy."""
+        found = self.coming.result()
+        return found if len(found) == len(self.at) else found[self.at]
 
 
 class PoolStates:
@@ -107,8 +112,7 @@ class PoolStates:
 
     def to_bytes(self) -> Rows:
         if self._rows is None:
-            read = self._reading
-            self._rows = read.coming.result()[read.at] if read else self._runner.read(self.places)
+            self._rows = self._reading.rows() if self._reading else self._runner.read(self.places)
         return self._rows
 
     def give(self) -> None:
